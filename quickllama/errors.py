@@ -1,0 +1,38 @@
+"""The exceptions of QuickLLaMA.
+
+Every error that the package raises on purpose is an :class:`Error`. Each subclass is also the built-in exception that a
+caller would expect, so both ``except quickllama.Error`` and ``except ValueError`` work. ``MemoryError`` and
+``KeyboardInterrupt`` pass through as they are.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Busy", "Error", "FileProblem", "InvalidType", "InvalidValue", "MissingKey"]
+
+
+class Error(Exception):
+    """Base of all errors raised by QuickLLaMA; its text says what was expected, what came, and what to do."""
+
+
+class InvalidValue(Error, ValueError):
+    """A value of the right type that cannot be used: out of range, of a wrong shape, or in conflict with another."""
+
+
+class InvalidType(Error, TypeError):
+    """An argument of a type or dtype that is not accepted, or an option with an unknown name."""
+
+
+class MissingKey(Error, KeyError):
+    """Something that was asked for by name and is not there, such as a weight tensor or a configuration key."""
+
+    def __str__(self) -> str:
+        """The sentence itself; plain ``KeyError`` would show it quoted, with its line ends escaped."""
+        return Exception.__str__(self)
+
+
+class Busy(Error, RuntimeError):
+    """A session that another thread is using at this moment, or a state in which the call cannot be served."""
+
+
+class FileProblem(Error, OSError):
+    """A file that cannot be read, is truncated, or contradicts itself."""
