@@ -1,8 +1,8 @@
 """The exceptions of QuickLLaMA.
 
-Every error that the package raises on purpose is an :class:`Error`. Each subclass is also the built-in exception that a
-caller would expect, so both ``except quickllama.Error`` and ``except ValueError`` work. ``MemoryError`` and
-``KeyboardInterrupt`` pass through as they are.
+Every error that the package raises on purpose is an :class:`Error`. Each subclass is also the
+built-in exception that a caller would expect, so both ``except quickllama.Error`` and
+``except ValueError`` work. ``MemoryError`` and ``KeyboardInterrupt`` pass through as they are.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ __all__ = ["Busy", "Error", "FileProblem", "InvalidType", "InvalidValue", "Missi
 
 
 class Error(Exception):
-    """Base of all errors raised by QuickLLaMA; its text says what was expected, what came, and what to do."""
+    """Base of all errors of QuickLLaMA; the text says what was expected, what came, what to do."""
 
 
 class InvalidValue(Error, ValueError):
-    """A value of the right type that cannot be used: out of range, of a wrong shape, or in conflict with another."""
+    """A value that cannot be used: out of range, of a wrong shape, or in conflict with another."""
 
 
 class InvalidType(Error, TypeError):
@@ -23,15 +23,15 @@ class InvalidType(Error, TypeError):
 
 
 class MissingKey(Error, KeyError):
-    """Something that was asked for by name and is not there, such as a weight tensor or a configuration key."""
+    """Something asked for by name that is not there: a weight tensor, a configuration key."""
 
     def __str__(self) -> str:
-        """The sentence itself; plain ``KeyError`` would show it quoted, with its line ends escaped."""
+        """The sentence itself; plain ``KeyError`` would show it quoted and escaped."""
         return Exception.__str__(self)
 
 
 class Busy(Error, RuntimeError):
-    """A session that another thread is using at this moment, or a state in which the call cannot be served."""
+    """A session in use by another thread, or a state in which the call cannot be served."""
 
 
 class FileProblem(Error, OSError):
