@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 ORACLE = Path(__file__).parent / "fixtures" / "oracle"
@@ -47,7 +48,7 @@ class SessionLike(Protocol):
     @property
     def trace(self) -> Sequence[RecordLike]: ...
     def block_vectors(self, layer: int) -> Floats: ...
-    def question_vector(self, layer: int) -> Floats | None: ...
+    def question_vector(self, layer: int) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,12 @@ def check_vectors(session: SessionLike, case: Case, tolerance: float) -> None:
         if f"layer{layer}.block_vectors" in case.expected:
             expected = case.expected[f"layer{layer}.block_vectors"]
             check_close(session.block_vectors(layer), expected, tolerance, where)
-        question = session.question_vector(layer)
         if f"layer{layer}.question_vector" in case.expected:
-            assert question is not None, where
-            check_close(question, case.expected[f"layer{layer}.question_vector"], tolerance, where)
+            expected = case.expected[f"layer{layer}.question_vector"]
+            check_close(session.question_vector(layer), expected, tolerance, where)
         else:
-            assert question is None, where
+            with pytest.raises(ValueError):
+                session.question_vector(layer)
 
 
 def check_close(ours: NDArray[Any], theirs: NDArray[Any], tolerance: float, where: str) -> None:

@@ -436,7 +436,7 @@ class Session:
         size = self.memory.exc_block_size
         hidden = [self.chunk(tokens[i : i + size]) for i in range(0, len(tokens), size)]
         if all_logits:
-            return self.model.logits(np.concatenate(hidden))
+            return np.concatenate([self.model.logits(rows) for rows in hidden])
         last: Floats = self.model.logits(hidden[-1][-1:])[0]
         return last
 
@@ -482,12 +482,14 @@ class Session:
     def block_vectors(self, layer: int) -> Floats:
         """[B, H*D]"""
         vectors = self.layers[layer].vectors
-        return vectors.reshape(len(vectors), -1)
+        return vectors.reshape(len(vectors), self.model.shape.n_heads * self.model.shape.head_dim)
 
-    def question_vector(self, layer: int) -> Floats | None:
-        """[H*D], or None while no question is set."""
+    def question_vector(self, layer: int) -> Floats:
+        """[H*D]. Raises ValueError while no question is set."""
         question = self.layers[layer].question
-        return None if question is None else question.reshape(-1)
+        if question is None:
+            raise ValueError("no question is set yet")
+        return question.reshape(-1)
 
     @property
     def margin(self) -> float:
