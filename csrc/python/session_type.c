@@ -1,0 +1,499 @@
+/* The type Session: one timeline of tokens over a model. */
+#include "convert.h" /* Python.h, before the next */
+
+#include <stdatomic.h>
+#include <structmember.h>
+
+#include "options.h"
+
+typedef struct session_object {
+    PyObject ob_base;
+    module_state *state; /* of the module, which lives as long as its types */
+    ql_session *session;
+    weights *weights; /* outlives session, whatever the garbage collector takes */
+    PyObject *model;  /* the Model; NULL after tp_clear */
+    PyObject *weak_references;
+    ql_memory_config memory;
+    int64_t question_begin, question_end; /* given when made; 0, 0: none */
+    atomic_bool in_use;
+} session_object;
+
+/* ---- one call at a time ---- */
+
+/* The core would say the same, but not in its functions without a status, and not before arrays
+ * are made. */
+static bool enter(session_object *self) {
+    if (!atomic_exchange(&self->in_use, true)) {
+        return true;
+    }
+    return qlpy_fail(self->state, QL_BUSY,
+                     "this session is in use by another call, in another thread or in the code "
+                     "that a signal handler interrupted; a session serves one call at a time: "
+                     "fork() it, or make one session per thread");
+}
+
+static void leave(session_object *self) {
+    atomic_store(&self->in_use, false);
+}
+
+static const ql_config *config_of(const session_object *self) {
+    return ql_model_config(qlpy_weights_model(self->weights));
+}
+
+/* ---- life ---- */
+
+static int session_traverse(PyObject *object, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT(((session_object *)object)->model);
+    return 0;
+}
+
+static int session_clear(PyObject *object) {
+    Py_CLEAR(((session_object *)object)->model); /* the weights stay until session is freed */
+    return 0;
+}
+
+static void session_dealloc(PyObject *object) {
+    session_object *self = (session_object *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    PyObject_GC_UnTrack(object);
+    if (self->weak_references) {
+        PyObject_ClearWeakRefs(object);
+    }
+    ql_session_free(self->session);
+    qlpy_weights_release(self->weights);
+    Py_CLEAR(self->model);
+    PyObject_GC_Del(object);
+    Py_DECREF(type);
+}
+
+/* A Session without its core session. */
+static session_object *alloc_session(module_state *state, PyObject *model, weights *owned) {
+    PyObject *object = PyType_GenericAlloc(state->session_type, 0); /* zeroed */
+    session_object *self = (session_object *)object;
+    if (self) {
+        self->state = state;
+        self->weights = qlpy_weights_retain(owned);
+        Py_INCREF(model);
+        self->model = model;
+        atomic_init(&self->in_use, false);
+    }
+    return self;
+}
+
+static bool create(session_object *self, const session_options *given) {
+    ql_error err = {0};
+    ql_model *model = qlpy_weights_model(self->weights);
+    if (!qlpy_memory(self->state, given, &self->memory) ||
+        (given->query_span &&
+         !qlpy_span(self->state, given->query_span, &self->question_begin, &self->question_end))) {
+        return false;
+    }
+    PyThreadState *thread = PyEval_SaveThread();
+    self->session = ql_session_new(model, &self->memory, &err);
+    PyEval_RestoreThread(thread);
+    if (!self->session) {
+        return qlpy_raise(self->state, err.code, &err);
+    }
+    if (self->question_end == 0) {
+        return true;
+    }
+    ql_status status =
+        ql_session_set_question(self->session, self->question_begin, self->question_end, &err);
+    return status == QL_OK || qlpy_raise(self->state, status, &err);
+}
+
+static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"model",           "mode", "n_init",    "n_local",
+                            "block_size",      "topk", "repr_topk", "exc_block_size",
+                            "question_weight", "mask", "kv_dtype",  "query_span",
+                            "trace",           NULL};
+    PyObject *model = NULL;
+    session_options given = {0};
+    module_state *state = PyType_GetModuleState(type);
+    if (!state || !PyArg_ParseTupleAndKeywords(
+                      args, kwargs, "O|$OOOOOOOOOOOO:Session", names, &model, &given.mode,
+                      &given.n_init, &given.n_local, &given.block_size, &given.topk,
+                      &given.repr_topk, &given.exc_block_size, &given.question_weight, &given.mask,
+                      &given.kv_dtype, &given.query_span, &given.trace)) {
+        return NULL;
+    }
+    PyObject *const *options = (PyObject *const *)&given;
+    const int n_required = offsetof(session_options, query_span) / sizeof *options;
+    for (int i = 0; i < n_required; i++) {
+        if (!options[i]) {
+            return qlpy_fail(state, QL_INVALID_TYPE, "Session() needs the keyword argument '%s'",
+                             names[i + 1]);
+        }
+    }
+    weights *owned = qlpy_model_weights(state, model);
+    session_object *self = owned ? alloc_session(state, model, owned) : NULL;
+    if (self && !create(self, &given)) {
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+static const char fork_doc[] =
+    "fork($self)\n"
+    "--\n\n"
+    "Returns a new Session that stands where this one stands and goes on by itself: the\n"
+    "blocks are shared, the rest is copied. Raises Busy, MemoryError.";
+
+static PyObject *session_fork(PyObject *object, PyObject *unused) {
+    (void)unused;
+    session_object *self = (session_object *)object;
+    PyObject *model = self->model ? self->model : Py_None;
+    if (!enter(self)) {
+        return NULL;
+    }
+    session_object *copy = alloc_session(self->state, model, self->weights);
+    if (copy) {
+        ql_error err = {0};
+        PyThreadState *thread = PyEval_SaveThread();
+        copy->session = ql_session_fork(self->session, &err);
+        PyEval_RestoreThread(thread);
+        copy->memory = self->memory;
+        copy->question_begin = self->question_begin;
+        copy->question_end = self->question_end;
+        if (!copy->session) {
+            qlpy_raise(self->state, err.code, &err);
+            Py_CLEAR(copy);
+        }
+    }
+    leave(self);
+    return (PyObject *)copy;
+}
+
+static const char reset_doc[] =
+    "reset($self)\n"
+    "--\n\n"
+    "Empties the session; the query_span that it was made with is kept. Raises Busy.";
+
+static PyObject *session_reset(PyObject *object, PyObject *unused) {
+    (void)unused;
+    session_object *self = (session_object *)object;
+    if (!enter(self)) {
+        return NULL;
+    }
+    ql_error err = {0};
+    ql_status status;
+    PyThreadState *thread = PyEval_SaveThread();
+    status = ql_session_reset(self->session, &err);
+    PyEval_RestoreThread(thread);
+    leave(self);
+    if (status != QL_OK) {
+        return qlpy_raise(self->state, status, &err);
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- reading ---- */
+
+static const char feed_doc[] =
+    "feed($self, ids, all_logits=False, query_span=None)\n"
+    "--\n\n"
+    "Reads tokens, cut from the first of this call on into execution chunks.\n\n"
+    "ids: token ids, [T] or [1, T] of any integer dtype, or a list of int; T >= 1.\n"
+    "all_logits: logits of every token, not only of the last one.\n"
+    "query_span: (start, end) of the question in positions of this call; replaces an\n"
+    "    earlier one.\n\n"
+    "Returns a new float32 array: [vocab], or [T, vocab] with all_logits.\n\n"
+    "Raises InvalidValue (an id out of range, no token, a span outside of ids, a question\n"
+    "longer than the window), InvalidType (ids that are no integers), Busy (the session is\n"
+    "in use), MemoryError.\n\n"
+    "Each execution chunk is read as a whole or not at all: after any\n"
+    "exception, KeyboardInterrupt included, the session stands at the end of a chunk, len()\n"
+    "says which, and can go on.";
+
+static PyArrayObject *feed(session_object *self, PyArrayObject *ids, ql_feed *options) {
+    int64_t n = PyArray_SIZE(ids);
+    npy_intp shape[] = {n, config_of(self)->vocab_size};
+    PyArrayObject *logits = options->all_logits ? qlpy_floats(2, shape) : qlpy_floats(1, shape + 1);
+    if (!logits) {
+        return NULL;
+    }
+    ql_error err = {0};
+    interruptible call;
+    qlpy_release_gil(&call, options);
+    ql_status status =
+        ql_session_feed(self->session, PyArray_DATA(ids), n, options, PyArray_DATA(logits), &err);
+    if (!qlpy_take_gil(&call, self->state, status, &err)) {
+        Py_CLEAR(logits);
+    }
+    return logits;
+}
+
+static PyObject *session_feed(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ids", "all_logits", "query_span", NULL};
+    session_object *self = (session_object *)object;
+    PyObject *ids_given, *all_given = NULL, *span_given = Py_None;
+    ql_feed options = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:feed", names, &ids_given, &all_given,
+                                     &span_given) ||
+        (all_given && !qlpy_bool(self->state, all_given, "all_logits", &options.all_logits)) ||
+        !qlpy_span(self->state, span_given, &options.question_begin, &options.question_end)) {
+        return NULL;
+    }
+    PyArrayObject *ids = qlpy_ids(self->state, ids_given, config_of(self)->vocab_size);
+    PyArrayObject *logits = NULL;
+    if (ids && options.question_end > PyArray_SIZE(ids)) {
+        qlpy_fail(self->state, QL_INVALID_VALUE,
+                  "query_span is (%lld, %lld), but this call has %zd tokens; it counts from the "
+                  "first token of the call and must lie within it",
+                  (long long)options.question_begin, (long long)options.question_end,
+                  (Py_ssize_t)PyArray_SIZE(ids));
+    } else if (ids && enter(self)) {
+        logits = feed(self, ids, &options);
+        leave(self);
+    }
+    Py_XDECREF((PyObject *)ids);
+    return (PyObject *)logits;
+}
+
+static Py_ssize_t session_length(PyObject *object) {
+    session_object *self = (session_object *)object;
+    if (!enter(self)) {
+        return -1;
+    }
+    int64_t length = ql_session_length(self->session);
+    leave(self);
+    return (Py_ssize_t)length;
+}
+
+/* ---- what the memory holds ---- */
+
+typedef ql_status (*vector_getter)(ql_session *session, int layer, float *out, ql_error *err);
+
+/* One float32 array of a layer; inside enter and leave. */
+static PyArrayObject *layer_vectors(session_object *self, PyObject *layer_given, int rank,
+                                    const npy_intp *shape, vector_getter get) {
+    int layer;
+    if (!qlpy_int(self->state, layer_given, "layer", &layer)) {
+        return NULL;
+    }
+    PyArrayObject *out = qlpy_floats(rank, shape);
+    if (!out) {
+        return NULL;
+    }
+    ql_error err = {0};
+    ql_status status;
+    PyThreadState *thread = PyEval_SaveThread();
+    status = get(self->session, layer, PyArray_DATA(out), &err);
+    PyEval_RestoreThread(thread);
+    if (status != QL_OK) {
+        qlpy_raise(self->state, status, &err);
+        Py_CLEAR(out);
+    }
+    return out;
+}
+
+static npy_intp vector_size(const session_object *self) {
+    const ql_config *config = config_of(self);
+    return (npy_intp)config->num_attention_heads * config->head_dim;
+}
+
+static const char block_vectors_doc[] =
+    "block_vectors($self, layer, /)\n"
+    "--\n\n"
+    "The representative vector of every block: mean, per query head, of the un-rotated keys\n"
+    "of its repr_topk most attended tokens.\n\n"
+    "layer: 0 ... L - 1. Returns a new float32 array [blocks, heads * head_dim], with no\n"
+    "rows in a mode without blocks. Raises InvalidValue (no such layer), InvalidType, Busy.";
+
+static PyObject *session_block_vectors(PyObject *object, PyObject *layer) {
+    session_object *self = (session_object *)object;
+    if (!enter(self)) {
+        return NULL;
+    }
+    npy_intp shape[] = {(npy_intp)ql_session_blocks(self->session), vector_size(self)};
+    PyArrayObject *out = layer_vectors(self, layer, 2, shape, ql_session_block_vectors);
+    leave(self);
+    return (PyObject *)out;
+}
+
+static const char question_vector_doc[] =
+    "question_vector($self, layer, /)\n"
+    "--\n\n"
+    "The question's vector: mean, per query head, of the queries of its repr_topk most\n"
+    "attended tokens, rotated to position n_local - 1.\n\n"
+    "layer: 0 ... L - 1. Returns a new float32 array [heads * head_dim]. Raises\n"
+    "InvalidValue (no such layer, or no question vector yet), InvalidType, Busy.";
+
+static PyObject *session_question_vector(PyObject *object, PyObject *layer) {
+    session_object *self = (session_object *)object;
+    if (!enter(self)) {
+        return NULL;
+    }
+    npy_intp size = vector_size(self);
+    PyArrayObject *out = layer_vectors(self, layer, 1, &size, ql_session_question_vector);
+    leave(self);
+    return (PyObject *)out;
+}
+
+/* ---- attributes ---- */
+
+static PyObject *get_trace(PyObject *object, void *unused) {
+    (void)unused;
+    session_object *self = (session_object *)object;
+    if (!self->memory.trace) {
+        return qlpy_fail(self->state, QL_INVALID_VALUE,
+                         "this session keeps no trace; make it with trace=True");
+    }
+    if (!enter(self)) {
+        return NULL;
+    }
+    PyObject *list = qlpy_trace(self->state, self->session);
+    leave(self);
+    return list;
+}
+
+static PyObject *get_nbytes(PyObject *object, void *unused) {
+    (void)unused;
+    session_object *self = (session_object *)object;
+    if (!enter(self)) {
+        return NULL;
+    }
+    size_t n_bytes = ql_session_bytes(self->session);
+    leave(self);
+    return PyLong_FromSize_t(n_bytes);
+}
+
+static PyObject *get_n_blocks(PyObject *object, void *unused) {
+    (void)unused;
+    session_object *self = (session_object *)object;
+    if (!enter(self)) {
+        return NULL;
+    }
+    int64_t n_blocks = ql_session_blocks(self->session);
+    leave(self);
+    return PyLong_FromLongLong(n_blocks);
+}
+
+static PyObject *get_model(PyObject *object, void *unused) {
+    (void)unused;
+    PyObject *model = ((session_object *)object)->model;
+    model = model ? model : Py_None;
+    Py_INCREF(model);
+    return model;
+}
+
+static PyObject *get_query_span(PyObject *object, void *unused) {
+    (void)unused;
+    session_object *self = (session_object *)object;
+    if (self->question_end == 0) {
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("(LL)", (long long)self->question_begin, (long long)self->question_end);
+}
+
+static PyObject *get_mode(PyObject *object, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(qlpy_mode_name(((session_object *)object)->memory.mode));
+}
+
+static PyObject *get_mask(PyObject *object, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(qlpy_mask_name(((session_object *)object)->memory.mask));
+}
+
+static PyObject *get_kv_dtype(PyObject *object, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(ql_dtype_name(((session_object *)object)->memory.kv_dtype));
+}
+
+static PyGetSetDef attributes[] = {
+    {"model", get_model, NULL, PyDoc_STR("The Model that this session reads with."), NULL},
+    {"mode", get_mode, NULL, PyDoc_STR("'full', 'stream', 'infinite', 'infllm' or 'qllm'."), NULL},
+    {"mask", get_mask, NULL, PyDoc_STR("'exact' or 'authors'."), NULL},
+    {"kv_dtype", get_kv_dtype, NULL,
+     PyDoc_STR("How keys, values and block vectors are held: 'float32' or 'bfloat16'."), NULL},
+    {"query_span", get_query_span, NULL,
+     PyDoc_STR("(start, end) of the question as given when the session was made, or None."), NULL},
+    {"trace", get_trace, NULL,
+     PyDoc_STR("A new list of one TraceRecord per execution chunk and layer, in the order of\n"
+               "computation, since the session was made or reset. Raises InvalidValue when the\n"
+               "session was made without trace=True, and Busy."),
+     NULL},
+    {"n_blocks", get_n_blocks, NULL, PyDoc_STR("Blocks in the memory, B."), NULL},
+    {"nbytes", get_nbytes, NULL,
+     PyDoc_STR("Bytes of memory held, blocks shared with forks included."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+#define MEMBER(name, type, doc)                                                                    \
+    {#name, type, offsetof(session_object, memory) + offsetof(ql_memory_config, name), READONLY,   \
+     PyDoc_STR(doc)}
+
+static PyMemberDef members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(session_object, weak_references), READONLY, NULL},
+    MEMBER(n_init, T_INT, "First tokens, always attended."),
+    MEMBER(n_local, T_INT, "Tokens of the sliding window."),
+    MEMBER(block_size, T_INT, "Tokens of a block, P."),
+    MEMBER(topk, T_INT, "Blocks retrieved per layer and chunk."),
+    MEMBER(repr_topk, T_INT, "Tokens that represent a block, or the question; R."),
+    MEMBER(exc_block_size, T_INT, "Most tokens of an execution chunk."),
+    MEMBER(question_weight, T_FLOAT, "Weight of the question in the lookup, the paper's beta."),
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyObject *session_repr(PyObject *object) {
+    session_object *self = (session_object *)object;
+    const ql_memory_config *memory = &self->memory;
+    if (atomic_exchange(&self->in_use, true)) {
+        return PyUnicode_FromFormat("<Session %s, computing>", qlpy_mode_name(memory->mode));
+    }
+    long long length = ql_session_length(self->session);
+    long long n_blocks = ql_session_blocks(self->session);
+    size_t n_kib = ql_session_bytes(self->session) >> 10;
+    leave(self);
+    return qlpy_memory_repr(memory, length, n_blocks, n_kib);
+}
+
+static const char session_doc[] =
+    "Session(model, *, mode, n_init, n_local, block_size, topk, repr_topk, exc_block_size,\n"
+    "        question_weight, mask, kv_dtype, query_span=None, trace=False)\n"
+    "--\n\n"
+    "One timeline of tokens over a model: what was read, as the memory of the chosen mode\n"
+    "keeps it.\n\n"
+    "mode: 'full' (plain causal), 'stream' (StreamingLLM), 'infinite' (LM-Infinite),\n"
+    "    'infllm' (InfLLM) or 'qllm' (Q-LLM, arXiv 2406.07528).\n"
+    "n_init, n_local, block_size, exc_block_size, repr_topk: tokens; topk: blocks.\n"
+    "question_weight: the paper's beta. mask: 'exact' or 'authors'.\n"
+    "kv_dtype: 'float32' or 'bfloat16'.\n"
+    "query_span: (start, end) of the question, counted from the session's first token.\n"
+    "trace: keep a TraceRecord per execution chunk and layer.\n\n"
+    "Keeps the model alive. Used by one thread at a time; a second call gets Busy.\n"
+    "Raises InvalidValue, InvalidType, MemoryError, Busy (a Model never initialised).";
+
+static PyMethodDef methods[] = {
+    {"feed", (PyCFunction)(void (*)(void))session_feed, METH_VARARGS | METH_KEYWORDS, feed_doc},
+    {"fork", session_fork, METH_NOARGS, fork_doc},
+    {"reset", session_reset, METH_NOARGS, reset_doc},
+    {"block_vectors", session_block_vectors, METH_O, block_vectors_doc},
+    {"question_vector", session_question_vector, METH_O, question_vector_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject *qlpy_session_type(PyObject *module) {
+    static PyType_Slot slots[] = {
+        {Py_tp_doc, (void *)session_doc},
+        {Py_tp_new, session_new},
+        {Py_tp_dealloc, session_dealloc},
+        {Py_tp_traverse, session_traverse},
+        {Py_tp_clear, session_clear},
+        {Py_tp_repr, session_repr},
+        {Py_tp_methods, methods},
+        {Py_tp_members, members},
+        {Py_tp_getset, attributes},
+        {Py_sq_length, session_length},
+        {0, NULL},
+    };
+    static PyType_Spec spec = {
+        .name = "quickllama._core.Session",
+        .basicsize = sizeof(session_object),
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+        .slots = slots,
+    };
+    return (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+}
