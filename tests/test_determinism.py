@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from oracle_cases import check_close
+from reference import MODES
 from tiny_models import random_ids, random_weights
 
 import quickllama as ql
@@ -33,8 +34,18 @@ WEIGHTS = random_weights(CONFIG, seed=20)
 PROMPT = random_ids(CONFIG, 500, seed=21)
 STEPS = random_ids(CONFIG, 4, seed=22)
 EXC = 90  # tokens of an execution chunk; no multiple of any vector length
-MEMORIES = {mode: {"mode": mode} for mode in ("full", "stream", "infinite", "infllm", "qllm")}
-MEMORIES["qllm, authors' mask"] = {"mode": "qllm", "mask": "authors"}
+SIZES: dict[str, Any] = {
+    "n_init": 20,
+    "n_local": 128,
+    "block_size": 16,
+    "topk": 4,
+    "repr_topk": 3,
+    "exc_block_size": EXC,
+}
+MEMORIES = {
+    **{mode: ql.MemoryConfig(mode=mode, **SIZES) for mode in MODES},
+    "qllm, authors' mask": ql.MemoryConfig(mode="qllm", mask="authors", **SIZES),
+}
 
 Floats = NDArray[np.float32]
 
@@ -51,10 +62,7 @@ def build(n_threads: int | None = None, dtype: str = "float32") -> ql.Model:
 
 
 def begin(model: ql.Model, name: str, kv_dtype: str = "float32") -> ql.Session:
-    memory = ql.MemoryConfig(
-        n_init=20, n_local=128, block_size=16, topk=4, repr_topk=3, exc_block_size=EXC,
-        **MEMORIES[name],
-    )  # fmt: skip
+    memory = MEMORIES[name]
     span = (5, 17) if memory.mode == "qllm" else None
     return model.session(memory=memory, query_span=span, kv_dtype=kv_dtype, trace=True)
 
@@ -103,12 +111,9 @@ def test_threads_change_no_bit_with_the_haswell_kernels() -> None:
         "OPENBLAS_CORETYPE": "Haswell",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
     }
+    command = [sys.executable, "-c", program]
     result = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr
     check_thread_digests(result.stdout.splitlines())

@@ -93,7 +93,7 @@ def test_real_model_2k(smollm2: ql.Model) -> None:
 
 
 def retrieved_alike(session: ql.Session, case: Case) -> float:
-    """Share of the authors' retrieved blocks that the session retrieved in the same chunk and layer."""
+    """Share of the authors' retrieved blocks that the session retrieved in the same place."""
     alike = total = 0
     for layer in range(30):
         ours = [record for record in session.trace if record.layer == layer]
