@@ -1,0 +1,164 @@
+/* forward.c - one execution chunk through all layers. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "ql_internal.h"
+#include "store.h"
+#include "threads.h"
+
+enum { ROWS = 16 }; /* rows of one item of the element-wise work */
+
+/* ---- workspace --------------------------------------------------------------------------------------------------------------- */
+
+ql_workspace *ql_workspace_take(ql_model *model, ql_error *err) {
+    pthread_mutex_lock(&model->lock);
+    ql_workspace *workspace = model->idle;
+    if (workspace) model->idle = workspace->next;
+    pthread_mutex_unlock(&model->lock);
+    if (!workspace) workspace = calloc(1, sizeof *workspace);
+    if (!workspace) ql_fail(err, QL_OUT_OF_MEMORY, "no memory for activations");
+    return workspace;
+}
+
+void ql_workspace_give(ql_model *model, ql_workspace *workspace) {
+    pthread_mutex_lock(&model->lock);
+    workspace->next = model->idle;
+    model->idle = workspace;
+    pthread_mutex_unlock(&model->lock);
+}
+
+static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
+static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static size_t product_scratch(const ql_model *model) {
+    const ql_layer *l = &model->weights.layers[0]; /* all layers have the same shapes */
+    const ql_matrix *matrices[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &model->weights.head};
+    size_t bytes = 64;
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) bytes = largest(bytes, ql_linear_scratch(matrices[i]));
+    return aligned(bytes);
+}
+
+ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_tokens, size_t attention_bytes, ql_error *err) {
+    const ql_config *c = &model->config;
+    size_t E = c->hidden_size, F = c->intermediate_size, D = c->head_dim;
+    size_t queries = c->num_attention_heads * D, keys = c->num_key_value_heads * D;
+    struct {
+        float **at;
+        size_t row;
+    } parts[] = {{&w->x, E}, {&w->h, E}, {&w->q, queries}, {&w->k, keys}, {&w->v, keys}, {&w->heads, queries}, {&w->gate, F}, {&w->up, F}};
+    enum { N_PARTS = sizeof parts / sizeof *parts };
+    w->scratch_stride = product_scratch(model);
+    size_t need = largest(w->scratch_stride * model->n_threads, attention_bytes);
+    for (int i = 0; i < N_PARTS; i++) need += aligned(n_tokens * parts[i].row * sizeof(float));
+    if (need > w->bytes) {
+        free(w->memory);
+        w->bytes = need + need / 4; /* the remainder and the blocks still grow a little */
+        w->memory = ql_alloc(w->bytes);
+        if (!w->memory) {
+            w->bytes = 0;
+            return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for the activations of %d tokens (%zu bytes)", n_tokens, need);
+        }
+    }
+    char *at = w->memory;
+    for (int i = 0; i < N_PARTS; i++) {
+        *parts[i].at = (float *)at;
+        at += aligned(n_tokens * parts[i].row * sizeof(float));
+    }
+    w->scratch = at;
+    return QL_OK;
+}
+
+/* ---- element-wise work, in rows ---------------------------------------------------------------------------------------------- */
+
+typedef struct rows {
+    const ql_kernels *kernels;
+    float *y;
+    const float *a, *b; /* b: [width] of the norm, else [T, width] */
+    size_t width;
+    int n;
+    float eps;
+} rows;
+
+static void norm_task(void *context, int item, int thread) {
+    (void)thread;
+    const rows *r = context;
+    for (int t = item * ROWS; t < r->n && t < (item + 1) * ROWS; t++)
+        r->kernels->rmsnorm(r->y + t * r->width, r->a + t * r->width, r->b, r->width, r->eps);
+}
+
+static void swiglu_task(void *context, int item, int thread) {
+    (void)thread;
+    const rows *r = context;
+    for (int t = item * ROWS; t < r->n && t < (item + 1) * ROWS; t++)
+        r->kernels->swiglu(r->y + t * r->width, r->a + t * r->width, r->b + t * r->width, r->width);
+}
+
+static void by_rows(const ql_model *model, ql_task task, rows *r) {
+    int n_items = (r->n + ROWS - 1) / ROWS;
+    ql_parallel(n_items > 1 ? model->n_threads : 1, n_items, task, r);
+}
+
+static void norm(const ql_model *model, float *y, const float *x, const float *weight, int n) {
+    rows r = {model->kernels, y, x, weight, model->config.hidden_size, n, (float)model->config.rms_norm_eps};
+    by_rows(model, norm_task, &r);
+}
+
+/* ---- products ---------------------------------------------------------------------------------------------------------------- */
+
+static ql_linear_job job(float *y, const float *x, const ql_matrix *w) {
+    return (ql_linear_job){.y = y, .x = x, .w = w, .ldy = w->n_out, .ldx = w->n_in};
+}
+
+static void multiply(const ql_model *model, ql_workspace *w, const ql_linear_job *jobs, int n_jobs, int n_rows) {
+    ql_linear(model->kernels, model->n_threads, jobs, n_jobs, n_rows, w->scratch, w->scratch_stride);
+}
+
+static void add_product(const ql_model *model, ql_workspace *w, float *y, const float *x, const ql_matrix *matrix, int n_rows) {
+    ql_linear_job sum = job(y, x, matrix);
+    sum.accumulate = true;
+    multiply(model, w, &sum, 1, n_rows);
+}
+
+/* ---- the forward pass -------------------------------------------------------------------------------------------------------- */
+
+static void layer_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, int l, int n) {
+    const ql_layer *layer = &model->weights.layers[l];
+    norm(model, w->h, w->x, layer->input_norm, n);
+    ql_linear_job qkv[] = {job(w->q, w->h, &layer->q), job(w->k, w->h, &layer->k), job(w->v, w->h, &layer->v)};
+    multiply(model, w, qkv, 3, n);
+    ql_memory_attend(memory, l, w->heads, w->q, w->k, w->v, w->scratch);
+    add_product(model, w, w->x, w->heads, &layer->o, n);
+    norm(model, w->h, w->x, layer->post_attention_norm, n);
+    ql_linear_job mlp[] = {job(w->gate, w->h, &layer->gate), job(w->up, w->h, &layer->up)};
+    multiply(model, w, mlp, 2, n);
+    rows swiglu = {model->kernels, w->gate, w->gate, w->up, model->config.intermediate_size, n, 0};
+    by_rows(model, swiglu_task, &swiglu);
+    add_product(model, w, w->x, w->gate, &layer->down, n);
+}
+
+static ql_status stopped(const ql_feed *feed, ql_error *err) {
+    if (!feed->poll || !feed->poll(feed->poll_context)) return QL_OK;
+    return ql_fail(err, QL_CANCELLED, "stopped by the caller");
+}
+
+ql_status ql_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, const int32_t *ids, int n, int n_logits,
+                     float *logits, const ql_feed *feed, ql_error *err) {
+    size_t E = model->config.hidden_size;
+    ql_status status = ql_memory_begin(memory, n, err);
+    if (!status) status = ql_workspace_layout(w, model, n, ql_memory_scratch(memory), err);
+    if (status) return status;
+    for (int t = 0; t < n; t++) ql_matrix_row(model->kernels, w->x + t * E, &model->weights.embed, ids[t]);
+    for (int l = 0; l < model->config.num_hidden_layers; l++) {
+        if ((status = stopped(feed, err))) return status;
+        layer_forward(model, memory, w, l, n);
+    }
+    if ((status = stopped(feed, err))) return status;
+    if (n_logits > 0) {
+        norm(model, w->h, w->x + (size_t)(n - n_logits) * E, model->weights.norm, n_logits);
+        ql_linear_job head = job(logits, w->h, &model->weights.head);
+        multiply(model, w, &head, 1, n_logits);
+    }
+    ql_memory_commit(memory);
+    return QL_OK;
+}

@@ -1,0 +1,77 @@
+/* memory.h - the Q-LLM memory of one timeline: what each layer attends to, chunk by chunk. Reads like the paper; knows heads, not
+ * the model around them. Counters are common to all layers, since every layer cuts the same tokens the same way.
+ *
+ * Tokens, by position: [first tokens | blocks | waiting], the waiting ones being those in no block yet, the window's included.
+ * A chunk is a transaction: begin (all memory is had), attend for each layer (writes only what lies behind the committed
+ * tokens), commit (cannot fail). A chunk that is not committed never was.
+ */
+#ifndef QL_MEMORY_H
+#define QL_MEMORY_H
+
+#include "kv.h"
+#include "lookup.h"
+#include "trace.h"
+#include "window.h"
+
+enum { QL_MAX_HEAD_DIM = 1024, QL_MAX_REPR = 1024 };
+
+typedef struct ql_question {
+    int64_t begin, end; /* tokens; begin == end: there is none */
+    float *queries;     /* [L, end - begin, H*D] as they were read, not rotated */
+    float *vectors;     /* [L, H*D], rotated to the far distance */
+    bool known;         /* vectors are set */
+} ql_question;
+
+typedef struct ql_memory {
+    ql_heads heads;
+    ql_memory_config config;
+    const ql_kernels *kernels;
+    int n_threads;
+    const double *inv_freq; /* [D/2], borrowed */
+    int64_t reach;          /* local distances are 0 ... reach - 1 */
+
+    int64_t n_tokens; /* committed */
+    int64_t n_first;  /* first tokens so far, at most config.n_init */
+    int64_t n_blocks;
+    ql_kv kv;
+    ql_window window; /* not in mode full, whose pages hold rotated keys */
+    ql_index index;
+    ql_question question;
+    ql_trace trace;
+
+    float *far_cos, *far_sin; /* [D/2] of the far distance */
+    int chunk;                /* tokens of the chunk that was begun */
+    int64_t local_first;      /* first local key of that chunk */
+    float *cos, *sin;         /* [chunk, D/2] */
+    float *mass;              /* [L, H, local keys of the chunk]: local scores it adds */
+    float *query;             /* [H*D] of the lookup */
+    float *scores;            /* [n_blocks] */
+    int32_t *chosen;          /* [topk] */
+    ql_span *spans;
+    size_t tables_capacity, mass_capacity, scores_capacity, spans_capacity; /* items */
+} ql_memory;
+
+/* sliding_window: of mode full; 0: none. inv_freq [D/2] must outlive the memory. */
+ql_status ql_memory_init(ql_memory *memory, ql_heads heads, const ql_memory_config *config, const ql_kernels *kernels,
+                         int n_threads, const double *inv_freq, int sliding_window, ql_error *err);
+ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err);
+void ql_memory_reset(ql_memory *memory); /* no tokens; the question stays as it is */
+void ql_memory_clear(ql_memory *memory);
+size_t ql_memory_bytes(const ql_memory *memory);
+
+/* Replaces the question: tokens [begin, end), to be read from now on. */
+ql_status ql_memory_ask(ql_memory *memory, int64_t begin, int64_t end, ql_error *err);
+
+void ql_memory_unask(ql_memory *memory); /* no question */
+
+void ql_memory_block_vectors(const ql_memory *memory, int layer, float *out);   /* out [B, H*D] */
+void ql_memory_question_vector(const ql_memory *memory, int layer, float *out); /* out [H*D]; the question must be known */
+
+/* A chunk: its memory is had, each layer attends, and it counts. */
+ql_status ql_memory_begin(ql_memory *memory, int n_tokens, ql_error *err);
+size_t ql_memory_scratch(const ql_memory *memory); /* bytes that attend needs for the chunk begun */
+/* out [T, H*D] from q [T, H*D], k and v [T, G*D], none of them rotated. */
+void ql_memory_attend(ql_memory *memory, int layer, float *out, const float *q, const float *k, const float *v, void *scratch);
+void ql_memory_commit(ql_memory *memory);
+
+#endif
