@@ -104,7 +104,7 @@ def test_threads_change_no_bit(variant: str) -> None:
 
 
 def test_threads_change_no_bit_with_the_haswell_kernels() -> None:
-    """OpenBLAS's Haswell kernels give other bits for another split of a matrix; AVX-512's do not."""
+    """There, unlike with AVX-512, the bits depend on how a matrix is split."""
     program = "import test_determinism\nfor line in test_determinism.thread_digests(): print(line)"
     environment = {
         **os.environ,

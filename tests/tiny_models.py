@@ -54,7 +54,7 @@ def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, Floats]:
             values = 0.3 * values
         elif "q_proj" in name or "k_proj" in name:
             values = values * 1.6 / np.sqrt(shape[-1])
-        elif name != "model.embed_tokens.weight":
+        elif name != "model.embed_tokens.weight" or config.get("tie_word_embeddings", False):
             values = values / np.sqrt(shape[-1])
         weights[name] = values.astype(np.float32)
     return weights
