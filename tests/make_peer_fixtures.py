@@ -3,7 +3,7 @@
     pip install ".[test-peers]" && python tests/make_peer_fixtures.py
 
 Each `<name>.npz` holds `config` (JSON, as written below), `saved_config` (JSON, as transformers
-saves it), `ids` [T], `logits` [T, V] float32, and the weights by their HuggingFace names in float16,
+saves it), `ids` [T], `logits` [T, V] float32, and the weights by HuggingFace name in float16,
 so that the comparison needs neither torch nor transformers.
 """
 
