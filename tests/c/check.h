@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static int check_count, check_failures;
+static _Atomic int check_count, check_failures; /* checked from several threads too */
 
 /* Counts a check; on failure prints the place and returns false, so that the caller may print more. */
 static inline int check_that(int holds, const char *file, int line, const char *text) {
