@@ -199,10 +199,13 @@ bool qlpy_span(module_state *state, PyObject *value, int64_t *begin, int64_t *en
 
 /* ---- token ids ---- */
 
+/* As the core says it of an id that is an int32. */
 static void *bad_id(module_state *state, Py_ssize_t position, PyObject *value, int vocab_size) {
     if (value) {
-        qlpy_fail(state, QL_INVALID_VALUE, "ids[%zd] is %S; token ids of this model are 0 to %d",
-                  position, value, vocab_size - 1);
+        qlpy_fail(
+            state, QL_INVALID_VALUE,
+            "token id %S at position %zd is outside the vocabulary of %d: ids go from 0 to %d",
+            value, position, vocab_size, vocab_size - 1);
         Py_DECREF(value);
     }
     return NULL;

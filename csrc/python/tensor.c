@@ -217,7 +217,7 @@ bool qlpy_tensor(module_state *state, PyObject *value, tensor *out) {
                          "each tensor must be a tuple (name, data, dtype, shape), not %R",
                          Py_TYPE(value));
     }
-    int64_t n;
+    int64_t n = 0;
     char what[160];
     out->array = NULL;
     out->name = qlpy_text(state, PyTuple_GetItem(value, 0), "a tensor's name");
