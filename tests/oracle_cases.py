@@ -176,7 +176,8 @@ def check_vectors(session: SessionLike, case: Case, tolerance: float) -> None:
 
 
 def check_close(ours: NDArray[Any], theirs: NDArray[Any], tolerance: float, where: str) -> None:
-    """Equal shapes, and no component further off than `tolerance` times the largest one."""
+    """Equal shapes, and no component further off than `tolerance` times the largest one, or times 1
+    if that is less: a sum may be small because its terms cancel."""
     assert ours.shape == theirs.shape, f"{where}: {ours.shape} instead of {theirs.shape}"
-    scale = float(np.abs(theirs).max()) if theirs.size else 0.0
+    scale = max(float(np.abs(theirs).max()), 1.0) if theirs.size else 0.0
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale, err_msg=where)

@@ -168,14 +168,14 @@ def best(scores: Floats, count: int) -> tuple[Ints, float]:
     """The `count` highest of scores [n], the lower index first among equals; ascending.
 
     Also the margin: how far the last one chosen lies above the first one left, relative to the
-    largest score; infinite where nothing was left to choose.
+    largest score, or to 1 if that is less; infinite where nothing was left to choose.
     """
     order = np.argsort(-scores, kind="stable")
     chosen, left = order[:count], order[count:]
     if not len(chosen) or not len(left):
         return np.sort(chosen), float("inf")
-    margin = float(scores[chosen[-1]] - scores[left[0]]) / (float(np.abs(scores).max()) + 1e-30)
-    return np.sort(chosen), margin
+    gap = float(scores[chosen[-1]] - scores[left[0]])
+    return np.sort(chosen), gap / max(float(np.abs(scores).max()), 1.0)
 
 
 class LayerMemory:
@@ -471,12 +471,11 @@ class Session:
         return x
 
     def fork(self) -> Session:
-        """A second timeline with the same past; its trace goes on from a copy of this one's."""
+        """A second timeline with the same past; its own trace starts here."""
         other = Session(self.model, self.memory, self.query_span)
         other.layers = [copy.copy(layer) for layer in self.layers]
         for layer in other.layers:
             layer.local_scores = layer.local_scores.copy()  # the only array changed in place
-        other.trace = list(self.trace)
         return other
 
     def block_vectors(self, layer: int) -> Floats:

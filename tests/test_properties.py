@@ -17,8 +17,8 @@ from tiny_models import random_ids, random_weights
 
 import quickllama as ql
 
-RELATIVE = 5e-5  # of the largest component
-CLOSE_CALL = 5e-5  # two scores nearer to each other than this may be ordered otherwise
+RELATIVE = 3e-5  # of the largest component
+CLOSE_CALL = 3e-5  # two scores nearer to each other than this may be ordered otherwise
 
 ROPES: tuple[dict[str, Any] | None, ...] = (
     None,
