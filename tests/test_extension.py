@@ -414,7 +414,8 @@ def test_nothing_leaks() -> None:
         tracemalloc.stop()
     # one model takes 60 KiB, its sessions more: 60 times that would be several MiB
     assert traced < 20_000
-    assert resident < 1_500_000
+    if "libasan" not in Path("/proc/self/maps").read_text():  # which keeps freed memory for a while
+        assert resident < 1_500_000
 
 
 # ---- threads ----
