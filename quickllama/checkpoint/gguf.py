@@ -280,9 +280,14 @@ class _Reader:
         """The elements of an array that was walked over."""
         if array.kind in _SCALARS:
             return self._scalars(array.kind, array.begin, array.count)
-        self.position = array.begin
         if array.kind == _ARRAY:
-            return [self.decode(self.array("a nested array")) for _ in range(array.count)]
+            inner, position = [], array.begin
+            for _ in range(array.count):
+                self.position = position
+                found = self.array("a nested array")
+                inner.append(self.decode(found))
+                position = found.end
+            return inner
         region = bytes(self.data[array.begin : array.end])
         strings, position = [], 0
         try:
