@@ -91,11 +91,9 @@ def _instead(folder: Path) -> str:
 def _shards(folder: Path) -> list[SafetensorsFile]:
     """The shards of the index, checked against it."""
     source = folder / INDEX
-    shards: dict[str, set[str]] = {}
-    for tensor, shard in _weight_map(source).items():
-        shards.setdefault(shard, set()).add(tensor)
+    weights = _weight_map(source)
     files, owner = [], dict[str, str]()
-    for shard in sorted(shards):
+    for shard in sorted(set(weights.values())):
         if not os.path.exists(folder / shard):
             raise FileProblem(f"{source} names {shard}, which is not in the folder: download it")
         file = SafetensorsFile(folder / shard)
@@ -103,13 +101,12 @@ def _shards(folder: Path) -> list[SafetensorsFile]:
             if tensor in owner:
                 raise FileProblem(f"{folder}: {tensor!r} is in both {owner[tensor]} and {shard}")
             owner[tensor] = shard
-        absent = sorted(shards[shard] - file.entries.keys())
-        unnamed = sorted(file.entries.keys() - shards[shard])
-        if absent:
-            raise FileProblem(f"{source} says that {shard} holds {absent[0]!r}, and it does not")
-        if unnamed:
-            raise FileProblem(f"{folder / shard} holds {unnamed[0]!r}, which {INDEX} does not name")
         files.append(file)
+    for tensor, shard in weights.items():
+        if owner.pop(tensor, None) != shard:
+            raise FileProblem(f"{source} says that {shard} holds {tensor!r}, and it does not")
+    for tensor, shard in owner.items():
+        raise FileProblem(f"{folder / shard} holds {tensor!r}, which {INDEX} does not name")
     return files
 
 
