@@ -28,6 +28,7 @@ LAYERS = (
     ("window", "lookup", "attention"),
     ("memory",),
     ("weights",),
+    ("ql_internal",),
     ("model",),
     ("forward",),
     ("session",),
