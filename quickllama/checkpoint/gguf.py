@@ -94,6 +94,10 @@ class Metadata(Mapping[str, Any]):
         self._data = data
         self._entries = entries
 
+    def copy(self) -> Metadata:
+        """The same, with arrays decoded by its own asking, which live no longer than it does."""
+        return Metadata(self._path, self._data, dict(self._entries))
+
     def __getitem__(self, key: str) -> Any:
         """The value of ``key``."""
         try:

@@ -123,7 +123,8 @@ class GGUFCheckpoint(Checkpoint):
         """The tokenizer of the file's metadata."""
         from quickllama.tokenizer import Tokenizer
 
-        return Tokenizer.from_gguf(self.metadata)
+        # A copy, so that the decoded lists go when the tokenizer is built.
+        return Tokenizer.from_gguf(self.metadata.copy())
 
     def _reorder(self, name: str, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Rows (of a bias: values) of q or k, from GGUF's order to HuggingFace's.
