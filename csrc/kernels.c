@@ -1,0 +1,80 @@
+#include "kernels.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+#include "kernels/variants.h"
+#include "ql.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+static _Atomic(const ql_kernels *) chosen; /* NULL: the best one */
+
+/* The variants that run on this CPU and operating system, best first; returns how many. */
+static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
+    int n = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        tables[n++] = &ql_kernels_avx512;
+    if (avx2)
+        tables[n++] = &ql_kernels_avx2;
+#endif
+    tables[n++] = &ql_kernels_portable;
+    tables[n++] = &ql_kernels_naive;
+    return n;
+}
+
+const ql_kernels *ql_kernels_get(const char *name) {
+    const ql_kernels *tables[QL_MAX_VARIANTS];
+    int n = runnable(tables);
+    if (!name) {
+        const ql_kernels *table = atomic_load(&chosen);
+        return table ? table : tables[0];
+    }
+    for (int i = 0; i < n; i++)
+        if (!strcmp(tables[i]->name, name))
+            return tables[i];
+    return NULL;
+}
+
+int ql_cpu_variants(const char *names[QL_MAX_VARIANTS]) {
+    const ql_kernels *tables[QL_MAX_VARIANTS];
+    int n = runnable(tables);
+    for (int i = 0; i < n; i++)
+        names[i] = tables[i]->name;
+    return n;
+}
+
+const char *ql_cpu_variant(void) { return ql_kernels_get(NULL)->name; }
+
+ql_status ql_set_cpu_variant(const char *name, ql_error *err) {
+    const ql_kernels *table = name ? ql_kernels_get(name) : NULL;
+    if (name && !table) {
+        const char *names[QL_MAX_VARIANTS];
+        char list[128] = "";
+        int n = ql_cpu_variants(names);
+        for (int i = 0, at = 0; i < n; i++)
+            at += snprintf(list + at, sizeof list - (size_t)at, "%s%s", i ? ", " : "", names[i]);
+        return ql_fail(err, QL_INVALID_VALUE, "this CPU has no variant \"%.40s\"; choose one of %s", name, list);
+    }
+    atomic_store(&chosen, table);
+    return QL_OK;
+}
+
+bool ql_cpu_computes_bf16(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16");
+#elif defined(__aarch64__) && defined(__linux__)
+    return getauxval(AT_HWCAP2) >> 14 & 1; /* HWCAP2_BF16 */
+#else
+    return false;
+#endif
+}

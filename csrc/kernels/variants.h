@@ -1,0 +1,12 @@
+/* variants.h - the tables that the files of this folder define; only csrc/kernels.c chooses among them. */
+#ifndef QL_KERNELS_VARIANTS_H
+#define QL_KERNELS_VARIANTS_H
+
+#include "../kernels.h"
+
+extern const ql_kernels ql_kernels_naive, ql_kernels_portable;
+#if defined(__x86_64__)
+extern const ql_kernels ql_kernels_avx2, ql_kernels_avx512;
+#endif
+
+#endif
