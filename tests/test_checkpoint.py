@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from quickllama import checkpoint
-from quickllama.checkpoint.mapped_file import map_file, parse_json, read_json
+from quickllama.checkpoint.mapped_file import MappedFile, parse_json, read_json
 from quickllama.config import ModelConfig
 from quickllama.errors import FileProblem, InvalidType
 from tests import gguf_files
@@ -246,8 +246,28 @@ def test_large_json_is_refused_unread(tmp_path: Path) -> None:
 def test_a_mapped_file_is_read_only(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"abc")
-    data = map_file(path)
+    data = MappedFile(path).bytes
     path.unlink()
     assert data.tobytes() == b"abc"
     with pytest.raises(ValueError, match="read-only"):
         data[0] = 1
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_released_pages_leave_memory_and_stay_valid(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(range(256)) * (1 << 18))
+    file = MappedFile(path)
+    before = resident()
+    total = int(file.bytes.sum(dtype=np.int64))
+    read = resident()
+    file.release(5, len(file.bytes))
+    assert read - before > 60 << 20
+    assert resident() - before < 16 << 20
+    assert int(file.bytes.sum(dtype=np.int64)) == total
+    for begin, end in ((0, 0), (1 << 26, 1 << 26), ((1 << 26) - 1, 1 << 26), (4096, 4096)):
+        file.release(begin, end)

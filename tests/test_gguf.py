@@ -81,6 +81,7 @@ def test_every_metadata_type(save: Callable[[bytes], Path]) -> None:
     assert file.metadata["nested"] == [["x", "ß"]] * 2
     assert file.metadata["none"] == []
     assert list(file.metadata) == list(metadata)
+    assert dict(file.metadata.copy()) == dict(file.metadata)
     assert "u8" in file.metadata and "u9" not in file.metadata
     with pytest.raises(MissingKey, match="no metadata 'u9'"):
         file.metadata["u9"]

@@ -76,6 +76,20 @@ def test_tiny_model(save: Callable[[bytes], Path]) -> None:
     assert found["model.layers.0.mlp.down_proj.weight"].data.shape == (32, 64 // 32 * 34)
 
 
+@pytest.mark.parametrize("alignment", [1, 2, 64, 4096])
+@pytest.mark.parametrize("version", [2, 3])
+def test_alignments_and_versions(
+    save: Callable[[bytes], Path], alignment: int, version: int
+) -> None:
+    """What lies askew in the file is copied; the values are the same."""
+    plain = {tensor.name: tensor for tensor in GGUFCheckpoint(save(files.changed())).tensors()}
+    metadata = {"general.alignment": files.number(alignment), "x": files.number("odd")}
+    data = files.changed(metadata, alignment=alignment, version=version)
+    for tensor in GGUFCheckpoint(save(data)).tensors():
+        assert tensor.data.flags.aligned and not tensor.data.flags.writeable
+        np.testing.assert_array_equal(tensor.data, plain[tensor.name].data)
+
+
 def to_gguf_order(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows as the converter orders them, one by one: pair i of a head becomes neighbours."""
     result = np.empty_like(rows)
@@ -92,7 +106,8 @@ def test_rows_of_q_and_k(save: Callable[[bytes], Path], architecture: str) -> No
     biases = ("attn_q", "attn_k", "attn_v")
     tensors = files.tiny_tensors(biases)
     model = GGUFCheckpoint(save(files.assemble(files.tiny_metadata(architecture), tensors)))
-    assert model.config["model_type"] == "qwen2"  # biases of q, k and v alone are Qwen2's
+    config = ModelConfig.from_hf(model.config)  # biases of q, k and v alone are Qwen2's
+    assert config.model_type == "qwen2" and config.qkv_bias and not config.o_bias
     moved = 0
     for name, data, _, shape in model.tensors():
         parts = name.split(".")

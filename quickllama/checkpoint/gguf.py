@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from quickllama.checkpoint.mapped_file import map_file
+from quickllama.checkpoint.mapped_file import MappedFile
 from quickllama.checkpoint.tensor import BLOCKS, n_bytes
 from quickllama.errors import FileProblem, InvalidValue, MissingKey
 
@@ -133,7 +133,8 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._data = map_file(path)
+        self._file = MappedFile(path)
+        self._data = self._file.bytes
         reader = _Reader(path, self._data)
         n_tensors, n_entries = reader.header()
         entries: dict[str, Any] = {}
@@ -150,6 +151,11 @@ class GGUFFile:
         """The bytes of a tensor [bytes], over the mapped file."""
         entry = self.tensors[name]
         return self._data[entry.begin : entry.end]
+
+    def release(self, name: str) -> None:
+        """The bytes of a tensor will hardly be read again; see MappedFile.release."""
+        entry = self.tensors[name]
+        self._file.release(entry.begin, entry.end)
 
     def _place(
         self, table: list[tuple[str, str, tuple[int, ...], int]], end_of_table: int

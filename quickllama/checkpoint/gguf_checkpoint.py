@@ -118,6 +118,7 @@ class GGUFCheckpoint(Checkpoint):
             if self._architecture == "llama" and re.match(r"blk\.\d+\.attn_[qk]\.", name):
                 data = self._reorder(name, data)
             yield Tensor(_hf_name(name), data, entry.dtype, entry.shape)
+            self._file.release(name)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the file's metadata."""

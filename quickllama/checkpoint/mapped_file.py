@@ -16,24 +16,36 @@ import numpy.typing as npt
 
 from quickllama.errors import FileProblem
 
-__all__ = ["map_file", "parse_json", "read_json"]
+__all__ = ["MappedFile", "parse_json", "read_json"]
 
 MOST_JSON_BYTES = 64 << 20
 
 
-def map_file(path: Path) -> npt.NDArray[np.uint8]:
-    """All bytes of a file as a read-only array [bytes] over its mapped pages; nothing is read yet.
+class MappedFile:
+    """A file as memory: ``bytes``, a read-only array [bytes] over its pages; none is read yet.
 
     The array keeps the mapping alive. Somebody who shortens the file meanwhile crashes the
     process, as with every mapped file. Raises FileProblem if it is no readable, regular,
     non-empty file.
     """
-    with _open(path) as file:
-        try:
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as problem:
-            raise FileProblem(f"{path} cannot be mapped into memory: {problem}") from problem
-    return np.frombuffer(pages, np.uint8)
+
+    bytes: npt.NDArray[np.uint8]
+
+    def __init__(self, path: Path) -> None:
+        with _open(path) as file:
+            try:
+                self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as problem:
+                raise FileProblem(f"{path} cannot be mapped into memory: {problem}") from problem
+        self.bytes = np.frombuffer(self._pages, np.uint8)
+
+    def release(self, begin: int, end: int) -> None:
+        """Bytes ``begin`` to ``end`` will hardly be read again: their pages no longer count as
+        memory of this process, so that loading does not hold the file and the model at once.
+        They stay valid; reading them brings them back."""
+        begin -= begin % mmap.PAGESIZE
+        if end > begin:
+            self._pages.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def read_json(path: Path) -> dict[str, Any]:

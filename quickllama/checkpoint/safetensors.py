@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quickllama.checkpoint.mapped_file import map_file, parse_json
+from quickllama.checkpoint.mapped_file import MappedFile, parse_json
 from quickllama.checkpoint.tensor import BLOCKS, Tensor, view
 from quickllama.errors import FileProblem, InvalidValue
 
@@ -45,7 +45,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes = map_file(path)
+        self._file = MappedFile(path)
+        self._bytes = self._file.bytes
         size = len(self._bytes)
         length = int.from_bytes(self._bytes[:8].tobytes(), "little")
         if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
@@ -66,6 +67,7 @@ class SafetensorsFile:
         """Every tensor, over the mapped file."""
         for name, (dtype, shape, begin, end) in self.entries.items():
             yield Tensor(name, view(self._bytes[begin:end], dtype, shape), dtype, shape)
+            self._file.release(begin, end)
 
     def _entry(self, name: str, value: Any, start: int) -> Entry:
         where = f"{self.path}: tensor {name[:200]!r}"

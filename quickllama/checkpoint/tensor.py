@@ -70,7 +70,8 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor once, one at a time, in the order of the file."""
+        """Every tensor once, one at a time, in the order of the file. Asking for the next one says
+        that the one before has been converted, or will not be read again at once."""
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
