@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,15 +74,15 @@ def test_the_authors_pieces_can_be_cut_at_whole_chunks(cut: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Iterator[ql.Model]:
-    """SmolLM2-135M-Instruct, the embedded default model, in float32."""
-    yield ql.Model.from_pretrained("smollm2", dtype="float32")
+def real_model(smollm2_path: Path) -> ql.Model:
+    """SmolLM2-135M-Instruct in float32."""
+    return ql.Model.from_pretrained(smollm2_path, dtype="float32")
 
 
-def test_real_model_2k(smollm2: ql.Model) -> None:
+def test_real_model_2k(real_model: ql.Model) -> None:
     case = load_case("smollm2_qllm_2k")
     expected = case.expected
-    session = open_session(smollm2, case)
+    session = open_session(real_model, case)
     steps = replay(session, case, tail=False).step_logits
     np.testing.assert_array_equal(steps.argmax(axis=-1), case.greedy_tokens)
     top = np.take_along_axis(steps, expected["top_ids"].astype(np.int64), axis=-1)
@@ -158,17 +158,17 @@ PASSKEYS = passkeys()
 
 @pytest.mark.parametrize("mode", ["qllm", "infllm", "stream"])
 @pytest.mark.parametrize("case", PASSKEYS)
-def test_passkey(smollm2: ql.Model, case: Passkey, mode: str) -> None:
+def test_passkey(real_model: ql.Model, case: Passkey, mode: str) -> None:
     """Found, or not, as by the authors' code; where it is found, with the same tokens."""
     theirs = case.answers[mode]
-    ids, text = case.ask(smollm2, case.memory(mode))
+    ids, text = case.ask(real_model, case.memory(mode))
     assert (case.key in text) == theirs["correct"], text
     if theirs["correct"]:
         assert ids == theirs["generated"]
 
 
 @pytest.mark.parametrize("case", PASSKEYS[:1])
-def test_passkey_is_found_by_retrieval(smollm2: ql.Model, case: Passkey) -> None:
+def test_passkey_is_found_by_retrieval(real_model: ql.Model, case: Passkey) -> None:
     """With the mask that is the default here, too; and not at all when no block is retrieved."""
-    assert case.key in case.ask(smollm2, case.memory("qllm", mask="exact"))[1]
-    assert case.key not in case.ask(smollm2, case.memory("qllm", topk=0))[1]
+    assert case.key in case.ask(real_model, case.memory("qllm", mask="exact"))[1]
+    assert case.key not in case.ask(real_model, case.memory("qllm", topk=0))[1]

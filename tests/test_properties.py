@@ -249,3 +249,36 @@ def test_short_sequence_is_the_same_in_every_mode(
 def test_representatives_come_from_the_block() -> None:
     with pytest.raises(ValueError, match="repr_topk"):
         ql.MemoryConfig(block_size=4, repr_topk=5)
+
+
+@pytest.mark.parametrize("held", [("bfloat16", "bfloat16"), ("float32", "bfloat16")])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("variant", ql.cpu_variants())
+def test_bfloat16_stays_near(variant: str, mode: str, held: tuple[str, str]) -> None:
+    """Weights, keys and values in bfloat16: 8 bits of mantissa, off by 1 in 500.
+
+    All blocks are retrieved, so that no choice depends on the rounding.
+    """
+    config = {
+        "vocab_size": 90,
+        "hidden_size": 96,
+        "intermediate_size": 200,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 20,
+    }
+    memory: dict[str, Any] = {"mode": mode, "n_init": 5, "n_local": 40, "block_size": 8}
+    memory |= {"topk": 99, "exc_block_size": 33, "question_weight": 1.0}
+    weights, ids = random_weights(config, 3), random_ids(config, 150, 4)
+    span = (3, 9) if mode == "qllm" else None
+    theirs = Reference(config, weights).session(memory, span)
+    ql.set_cpu_variant(variant)
+    ours = ql.Model(config, weights, dtype=held[0]).session(
+        memory=ql.MemoryConfig(**memory), query_span=span, kv_dtype=held[1]
+    )
+    for piece in np.split(ids, [148, 149]):  # many tokens at once, and one at a time
+        expected = theirs.feed(piece, all_logits=True)
+        difference = ours.feed(piece, all_logits=True) - expected
+        off = float(np.linalg.norm(difference) / np.linalg.norm(expected))
+        assert 1e-4 < off < 0.02, off
