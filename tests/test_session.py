@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh_python import environment
 from tiny_core import CONFIG, EXC, MEMORY, MODES, core_model, core_session, ids
 from tiny_models import random_weights
 
@@ -430,9 +430,8 @@ print("usable", len(session), flush=True)
 
 
 def test_ctrl_c_answers_within_a_second() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", PROGRAM], env=environment(), stdout=subprocess.PIPE, text=True,
         cwd=Path(__file__).parent,
     )  # fmt: skip
     assert process.stdout is not None
