@@ -7,16 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import numpy as np
 import pytest
 import safetensors.numpy
+from tiny_models import shapes
 
 from quickllama import checkpoint
 from quickllama.checkpoint.mapped_file import MappedFile, parse_json, read_json
 from quickllama.config import ModelConfig
 from quickllama.errors import FileProblem, InvalidType
-from tests import gguf_files
-from tests.tiny_models import shapes
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

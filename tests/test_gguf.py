@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_files as files
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -20,7 +21,6 @@ from quickllama.checkpoint.gguf import GGUFFile
 from quickllama.checkpoint.gguf_checkpoint import GGUFCheckpoint
 from quickllama.config import ModelConfig
 from quickllama.errors import Error, FileProblem, InvalidValue, MissingKey
-from tests import gguf_files as files
 
 VALID = files.changed()
 HEADER = VALID[: VALID.index(b"blk.0.ffn_down.weight") + 100]

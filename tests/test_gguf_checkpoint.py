@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
+import gguf_files as files
 import numpy as np
 import pytest
+from tiny_models import shapes
 
 from quickllama import checkpoint
 from quickllama.checkpoint.gguf import GGUFFile
@@ -17,8 +19,6 @@ from quickllama.checkpoint.gguf_checkpoint import GGUFCheckpoint
 from quickllama.checkpoint.rope_factors import scaling_of_divisors
 from quickllama.config import ModelConfig
 from quickllama.errors import FileProblem, InvalidValue
-from tests import gguf_files as files
-from tests.tiny_models import shapes
 
 
 @pytest.fixture
