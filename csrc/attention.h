@@ -1,6 +1,6 @@
-/* attention.h - one softmax over local and global keys (the paper's eq. 3): local keys at their true distance, global keys all at
- * one far distance. Knows spans of keys, not why they were chosen.
- */
+/* attention.h - one softmax over local and global keys (the paper's eq. 3): local keys at their
+ * true distance, global keys all at one far distance. Knows spans of keys, not why they were
+ * chosen. */
 #ifndef QL_ATTENTION_H
 #define QL_ATTENTION_H
 
@@ -18,16 +18,20 @@ typedef struct ql_attention {
     const float *q;    /* [T, H*D], not rotated */
     const float *cos, *sin;         /* [T, D/2] of the queries' positions */
     const float *far_cos, *far_sin; /* [D/2] of the far distance */
-    const ql_span *global; /* those that every query sees first, then by ascending position; keys as they meet far queries */
-    const ql_span *local;  /* contiguous positions, the last one that of the last query; keys rotated to their positions */
+    /* Those that every query sees first, then by ascending position; keys as far queries meet
+     * them. */
+    const ql_span *global;
+    /* Contiguous positions up to that of the last query; keys rotated to their positions. */
+    const ql_span *local;
     int n_global, n_local; /* spans */
-    float *out;        /* [T, H*D] */
-    float *local_mass; /* [H, local keys]: each key's probability summed over the queries; or NULL */
+    float *out;            /* [T, H*D] */
+    float
+        *local_mass; /* [H, local keys]: each key's probability summed over the queries; or NULL */
 } ql_attention;
 
 /* Bytes of scratch for attention over at most n_global + n_local keys in at most n_spans spans. */
-size_t ql_attention_scratch(ql_heads heads, int n_threads, int n_tokens, int64_t n_global, int64_t n_local, int64_t reach,
-                            int n_spans);
+size_t ql_attention_scratch(ql_heads heads, int n_threads, int n_tokens, int64_t n_global,
+                            int64_t n_local, int64_t reach, int n_spans);
 
 void ql_attend(const ql_attention *a, void *scratch);
 

@@ -9,7 +9,7 @@
 
 enum { ROWS = 16 }; /* rows of one item of the element-wise work */
 
-/* ---- workspace --------------------------------------------------------------------------------------------------------------- */
+/* ---- workspace ---- */
 
 ql_workspace *ql_workspace_take(ql_model *model, ql_error *err) {
     pthread_mutex_lock(&model->lock);
@@ -33,20 +33,24 @@ static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static size_t product_scratch(const ql_model *model) {
     const ql_layer *l = &model->weights.layers[0]; /* all layers have the same shapes */
-    const ql_matrix *matrices[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &model->weights.head};
+    const ql_matrix *matrices[] = {&l->q,    &l->k,  &l->v,    &l->o,
+                                   &l->gate, &l->up, &l->down, &model->weights.head};
     size_t bytes = 64;
-    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) bytes = largest(bytes, ql_linear_scratch(matrices[i]));
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
+        bytes = largest(bytes, ql_linear_scratch(matrices[i]));
     return aligned(bytes);
 }
 
-ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_tokens, size_t attention_bytes, ql_error *err) {
+ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_tokens,
+                              size_t attention_bytes, ql_error *err) {
     const ql_config *c = &model->config;
     size_t E = c->hidden_size, F = c->intermediate_size, D = c->head_dim;
     size_t queries = c->num_attention_heads * D, keys = c->num_key_value_heads * D;
     struct {
         float **at;
         size_t row;
-    } parts[] = {{&w->x, E}, {&w->h, E}, {&w->q, queries}, {&w->k, keys}, {&w->v, keys}, {&w->heads, queries}, {&w->gate, F}, {&w->up, F}};
+    } parts[] = {{&w->x, E},    {&w->h, E},           {&w->q, queries}, {&w->k, keys},
+                 {&w->v, keys}, {&w->heads, queries}, {&w->gate, F},    {&w->up, F}};
     enum { N_PARTS = sizeof parts / sizeof *parts };
     w->scratch_stride = product_scratch(model);
     size_t need = largest(w->scratch_stride * model->n_threads, attention_bytes);
@@ -57,7 +61,9 @@ ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_toke
         w->memory = ql_alloc(w->bytes);
         if (!w->memory) {
             w->bytes = 0;
-            return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for the activations of %d tokens (%zu bytes)", n_tokens, need);
+            return ql_fail(err, QL_OUT_OF_MEMORY,
+                           "no memory for the activations of %d tokens (%zu bytes)", n_tokens,
+                           need);
         }
     }
     char *at = w->memory;
@@ -69,7 +75,7 @@ ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_toke
     return QL_OK;
 }
 
-/* ---- element-wise work, in rows ---------------------------------------------------------------------------------------------- */
+/* ---- element-wise work, in rows ---- */
 
 typedef struct rows {
     const ql_kernels *kernels;
@@ -100,32 +106,42 @@ static void by_rows(const ql_model *model, ql_task task, rows *r) {
 }
 
 static void norm(const ql_model *model, float *y, const float *x, const float *weight, int n) {
-    rows r = {model->kernels, y, x, weight, model->config.hidden_size, n, (float)model->config.rms_norm_eps};
+    rows r = {model->kernels,
+              y,
+              x,
+              weight,
+              model->config.hidden_size,
+              n,
+              (float)model->config.rms_norm_eps};
     by_rows(model, norm_task, &r);
 }
 
-/* ---- products ---------------------------------------------------------------------------------------------------------------- */
+/* ---- products ---- */
 
 static ql_linear_job job(float *y, const float *x, const ql_matrix *w) {
     return (ql_linear_job){.y = y, .x = x, .w = w, .ldy = w->n_out, .ldx = w->n_in};
 }
 
-static void multiply(const ql_model *model, ql_workspace *w, const ql_linear_job *jobs, int n_jobs, int n_rows) {
-    ql_linear(model->kernels, model->n_threads, jobs, n_jobs, n_rows, w->scratch, w->scratch_stride);
+static void multiply(const ql_model *model, ql_workspace *w, const ql_linear_job *jobs, int n_jobs,
+                     int n_rows) {
+    ql_linear(model->kernels, model->n_threads, jobs, n_jobs, n_rows, w->scratch,
+              w->scratch_stride);
 }
 
-static void add_product(const ql_model *model, ql_workspace *w, float *y, const float *x, const ql_matrix *matrix, int n_rows) {
+static void add_product(const ql_model *model, ql_workspace *w, float *y, const float *x,
+                        const ql_matrix *matrix, int n_rows) {
     ql_linear_job sum = job(y, x, matrix);
     sum.accumulate = true;
     multiply(model, w, &sum, 1, n_rows);
 }
 
-/* ---- the forward pass -------------------------------------------------------------------------------------------------------- */
+/* ---- the forward pass ---- */
 
 static void layer_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, int l, int n) {
     const ql_layer *layer = &model->weights.layers[l];
     norm(model, w->h, w->x, layer->input_norm, n);
-    ql_linear_job qkv[] = {job(w->q, w->h, &layer->q), job(w->k, w->h, &layer->k), job(w->v, w->h, &layer->v)};
+    ql_linear_job qkv[] = {job(w->q, w->h, &layer->q), job(w->k, w->h, &layer->k),
+                           job(w->v, w->h, &layer->v)};
     multiply(model, w, qkv, 3, n);
     ql_memory_attend(memory, l, w->heads, w->q, w->k, w->v, w->scratch);
     add_product(model, w, w->x, w->heads, &layer->o, n);
@@ -142,13 +158,14 @@ static ql_status stopped(const ql_feed *feed, ql_error *err) {
     return ql_fail(err, QL_CANCELLED, "stopped by the caller");
 }
 
-ql_status ql_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, const int32_t *ids, int n, int n_logits,
-                     float *logits, const ql_feed *feed, ql_error *err) {
+ql_status ql_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, const int32_t *ids,
+                     int n, int n_logits, float *logits, const ql_feed *feed, ql_error *err) {
     size_t E = model->config.hidden_size;
     ql_status status = ql_memory_begin(memory, n, err);
     if (!status) status = ql_workspace_layout(w, model, n, ql_memory_scratch(memory), err);
     if (status) return status;
-    for (int t = 0; t < n; t++) ql_matrix_row(model->kernels, w->x + t * E, &model->weights.embed, ids[t]);
+    for (int t = 0; t < n; t++)
+        ql_matrix_row(model->kernels, w->x + t * E, &model->weights.embed, ids[t]);
     for (int l = 0; l < model->config.num_hidden_layers; l++) {
         if ((status = stopped(feed, err))) return status;
         layer_forward(model, memory, w, l, n);

@@ -1,9 +1,10 @@
-/* kernels.h - the arithmetic that depends on the instruction set, as one table of functions per CPU variant.
+/* kernels.h - the arithmetic that depends on the instruction set, as one table of functions per CPU
+ * variant.
  *
- * Variants: "naive" (plain loops, the twin that every other is tested against), "portable" (what the compiler's baseline
- * gives), "avx2", "avx512". Results are the same for the same variant whatever the number of threads: a function sees one
- * fixed piece of work, and its order of additions depends on its arguments' sizes only.
- */
+ * Variants: "naive" (plain loops, the twin that every other is tested against), "portable" (what
+ * the compiler's baseline gives), "avx2", "avx512". Results are the same for the same variant
+ * whatever the number of threads: a function sees one fixed piece of work, and its order of
+ * additions depends on its arguments' sizes only. */
 #ifndef QL_KERNELS_H
 #define QL_KERNELS_H
 
@@ -15,35 +16,43 @@ enum { QL_FEW_ROWS = 4 }; /* most rows of x that the few-row kernels take at onc
 typedef struct ql_kernels {
     const char *name;
 
-    /* y[t, i] = <x[t, :], w[i, :]> for t < n_x, i < n_w. x [n_x, k], row stride ldx; w [n_w, k], row stride ldw;
-     * y [n_x, n_w], row stride ldy; strides in elements; 1 <= n_x <= QL_FEW_ROWS. */
-    void (*dots_f32)(float *y, size_t ldy, const float *x, size_t ldx, const float *w, size_t ldw, int n_x, size_t n_w, size_t k);
-    void (*dots_bf16)(float *y, size_t ldy, const float *x, size_t ldx, const uint16_t *w, size_t ldw, int n_x, size_t n_w,
-                      size_t k);
+    /* y[t, i] = <x[t, :], w[i, :]> for t < n_x, i < n_w. x [n_x, k], row stride ldx; w [n_w, k],
+     * row stride ldw; y [n_x, n_w], row stride ldy; strides in elements; 1 <= n_x <= QL_FEW_ROWS.
+     */
+    void (*dots_f32)(float *y, size_t ldy, const float *x, size_t ldx, const float *w, size_t ldw,
+                     int n_x, size_t n_w, size_t k);
+    void (*dots_bf16)(float *y, size_t ldy, const float *x, size_t ldx, const uint16_t *w,
+                      size_t ldw, int n_x, size_t n_w, size_t k);
 
-    /* y[t, :] += sum over j of p[t, j] * v[j, :]. y [n_p, d], row stride ldy; p [n_p, n], row stride ldp; v [n, d], row
-     * stride ldv; 1 <= n_p <= QL_FEW_ROWS. */
-    void (*mix_f32)(float *y, size_t ldy, const float *p, size_t ldp, const float *v, size_t ldv, int n_p, size_t n, size_t d);
-    void (*mix_bf16)(float *y, size_t ldy, const float *p, size_t ldp, const uint16_t *v, size_t ldv, int n_p, size_t n, size_t d);
+    /* y[t, :] += sum over j of p[t, j] * v[j, :]. y [n_p, d], row stride ldy; p [n_p, n], row
+     * stride ldp; v [n, d], row stride ldv; 1 <= n_p <= QL_FEW_ROWS. */
+    void (*mix_f32)(float *y, size_t ldy, const float *p, size_t ldp, const float *v, size_t ldv,
+                    int n_p, size_t n, size_t d);
+    void (*mix_bf16)(float *y, size_t ldy, const float *p, size_t ldp, const uint16_t *v,
+                     size_t ldv, int n_p, size_t n, size_t d);
 
     void (*unpack_bf16)(float *y, const uint16_t *x, size_t n);
-    void (*pack_bf16)(uint16_t *y, const float *x, size_t n); /* nearest, ties to even; NaN stays NaN */
+    void (*pack_bf16)(uint16_t *y, const float *x,
+                      size_t n); /* nearest, ties to even; NaN stays NaN */
     void (*unpack_f16)(float *y, const uint16_t *x, size_t n);
 
     /* y = x / sqrt(mean(x^2) + eps) * w; x, w, y [n]; y may be x */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
-    void (*swiglu)(float *y, const float *gate, const float *up, size_t n); /* y = gate * sigmoid(gate) * up; y may be gate */
-    /* rotate-half RoPE of one head: y[i] = x[i] cos[i] - x[i+d/2] sin[i]; y[i+d/2] = x[i+d/2] cos[i] + x[i] sin[i];
-     * x, y [d], cos, sin [d/2]; y may be x */
+    void (*swiglu)(float *y, const float *gate, const float *up,
+                   size_t n); /* y = gate * sigmoid(gate) * up; y may be gate */
+    /* rotate-half RoPE of one head: y[i] = x[i] cos[i] - x[i+d/2] sin[i]; y[i+d/2] = x[i+d/2]
+     * cos[i] + x[i] sin[i]; x, y [d], cos, sin [d/2]; y may be x */
     void (*rope)(float *y, const float *x, const float *cos, const float *sin, size_t d);
 
-    float (*max)(const float *x, size_t n);                  /* -INFINITY for n = 0; NaNs may be passed over */
-    float (*exp_sum)(float *x, float shift, size_t n);       /* x = exp(x - shift), returns the sum; exp(-INFINITY) = 0 */
-    void (*scale)(float *x, float factor, size_t n);         /* x *= factor */
-    void (*add)(float *y, const float *x, size_t n);         /* y += x */
+    float (*max)(const float *x, size_t n); /* -INFINITY for n = 0; NaNs may be passed over */
+    float (*exp_sum)(float *x, float shift,
+                     size_t n); /* x = exp(x - shift), returns the sum; exp(-INFINITY) = 0 */
+    void (*scale)(float *x, float factor, size_t n); /* x *= factor */
+    void (*add)(float *y, const float *x, size_t n); /* y += x */
 } ql_kernels;
 
-/* The table of a variant by name, NULL when there is none of that name or this CPU cannot run it; name NULL: the chosen one. */
+/* The table of a variant by name, NULL when there is none of that name or this CPU cannot run it;
+ * name NULL: the chosen one. */
 const ql_kernels *ql_kernels_get(const char *name);
 
 #endif

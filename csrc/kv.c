@@ -5,17 +5,22 @@
 size_t ql_kv_item(ql_dtype dtype) { return dtype == QL_F32 ? sizeof(float) : sizeof(uint16_t); }
 
 void ql_put_row(const ql_kernels *kernels, void *to, const float *from, ql_dtype dtype, size_t n) {
-    if (dtype == QL_F32) memcpy(to, from, n * sizeof *from);
-    else kernels->pack_bf16(to, from, n);
+    if (dtype == QL_F32)
+        memcpy(to, from, n * sizeof *from);
+    else
+        kernels->pack_bf16(to, from, n);
 }
 
 void ql_get_row(const ql_kernels *kernels, float *to, const void *from, ql_dtype dtype, size_t n) {
-    if (dtype == QL_F32) memcpy(to, from, n * sizeof *to);
-    else kernels->unpack_bf16(to, from, n);
+    if (dtype == QL_F32)
+        memcpy(to, from, n * sizeof *to);
+    else
+        kernels->unpack_bf16(to, from, n);
 }
 
 static size_t slab_bytes(const ql_kv *kv, int tokens) {
-    return (size_t)kv->heads.n_layers * 2 * kv->heads.n_kv_heads * tokens * kv->heads.head_dim * ql_kv_item(kv->dtype);
+    return (size_t)kv->heads.n_layers * 2 * kv->heads.n_kv_heads * tokens * kv->heads.head_dim *
+           ql_kv_item(kv->dtype);
 }
 
 void ql_kv_init(ql_kv *kv, ql_heads heads, ql_dtype dtype, int n_first, int page_tokens) {
@@ -36,7 +41,8 @@ ql_status ql_kv_reserve(ql_kv *kv, int64_t n_tokens, ql_error *err) {
     return status;
 }
 
-/* Where a token lies: the memory of layer's keys in its slab, its row there, and the rows of the slab. */
+/* Where a token lies: the memory of layer's keys in its slab, its row there, and the rows of the
+ * slab. */
 static unsigned char *locate(const ql_kv *kv, int layer, int64_t token, int *row, int *rows) {
     unsigned char *slab;
     if (token < kv->n_first) {
@@ -52,7 +58,8 @@ static unsigned char *locate(const ql_kv *kv, int layer, int64_t token, int *row
     return slab + slab_bytes(kv, *rows) / kv->heads.n_layers * layer;
 }
 
-void ql_kv_write(ql_kv *kv, const ql_kernels *kernels, int layer, int64_t token, int g, const float *key, const float *value) {
+void ql_kv_write(ql_kv *kv, const ql_kernels *kernels, int layer, int64_t token, int g,
+                 const float *key, const float *value) {
     int row, rows, D = kv->heads.head_dim;
     unsigned char *keys = locate(kv, layer, token, &row, &rows);
     size_t head = (size_t)rows * D * ql_kv_item(kv->dtype);
@@ -66,14 +73,20 @@ ql_span ql_kv_span(const ql_kv *kv, int layer, int64_t token, int64_t n) {
     const unsigned char *keys = locate(kv, layer, token, &row, &rows);
     size_t stride = (size_t)rows * D, offset = (size_t)row * D * ql_kv_item(kv->dtype);
     const unsigned char *values = keys + kv->heads.n_kv_heads * stride * ql_kv_item(kv->dtype);
-    return (ql_span){.k = keys + offset, .v = values + offset, .k_stride = stride, .v_stride = stride,
-                     .n = (int)(n < rows - row ? n : rows - row), .first = token};
+    return (ql_span){.k = keys + offset,
+                     .v = values + offset,
+                     .k_stride = stride,
+                     .v_stride = stride,
+                     .n = (int)(n < rows - row ? n : rows - row),
+                     .first = token};
 }
 
 ql_status ql_kv_fork(ql_kv *to, const ql_kv *from, int64_t n_tokens, ql_error *err) {
     *to = *from;
     int64_t full = n_tokens > from->n_first ? (n_tokens - from->n_first) / from->page_tokens : 0;
-    ql_status status = ql_store_fork(&to->first, &from->first, n_tokens >= from->n_first ? from->first.n : 0, from->first.n, err);
+    ql_status status =
+        ql_store_fork(&to->first, &from->first, n_tokens >= from->n_first ? from->first.n : 0,
+                      from->first.n, err);
     if (status) {
         to->pages = (ql_store){0};
         return status;
@@ -92,4 +105,6 @@ void ql_kv_clear(ql_kv *kv) {
     ql_store_clear(&kv->pages);
 }
 
-size_t ql_kv_bytes(const ql_kv *kv) { return ql_store_bytes(&kv->first) + ql_store_bytes(&kv->pages); }
+size_t ql_kv_bytes(const ql_kv *kv) {
+    return ql_store_bytes(&kv->first) + ql_store_bytes(&kv->pages);
+}

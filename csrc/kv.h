@@ -1,6 +1,6 @@
-/* kv.h - keys and values of all layers in pages: one page of the first tokens, then pages of page_tokens tokens each. A page is
- * a memory block of the paper: a token is written once to where it stays, nothing is copied when it leaves the window.
- */
+/* kv.h - keys and values of all layers in pages: one page of the first tokens, then pages of
+ * page_tokens tokens each. A page is a memory block of the paper: a token is written once to where
+ * it stays, nothing is copied when it leaves the window. */
 #ifndef QL_KV_H
 #define QL_KV_H
 
@@ -11,7 +11,8 @@ typedef struct ql_heads {
     int n_layers, n_heads, n_kv_heads, head_dim; /* L, H, G, D */
 } ql_heads;
 
-/* A run of tokens of one layer whose keys and values lie together; kv head g's lie g * stride elements further on. */
+/* A run of tokens of one layer whose keys and values lie together; kv head g's lie g * stride
+ * elements further on. */
 typedef struct ql_span {
     const void *k, *v; /* [n, D] */
     size_t k_stride, v_stride;
@@ -30,12 +31,14 @@ void ql_kv_init(ql_kv *kv, ql_heads heads, ql_dtype dtype, int n_first, int page
 /* Room for n_tokens tokens in all. */
 ql_status ql_kv_reserve(ql_kv *kv, int64_t n_tokens, ql_error *err);
 /* Stores key [D] and value [D] of one token and kv head. */
-void ql_kv_write(ql_kv *kv, const ql_kernels *kernels, int layer, int64_t token, int g, const float *key, const float *value);
+void ql_kv_write(ql_kv *kv, const ql_kernels *kernels, int layer, int64_t token, int g,
+                 const float *key, const float *value);
 /* The run that starts at token, of at most n tokens. */
 ql_span ql_kv_span(const ql_kv *kv, int layer, int64_t token, int64_t n);
 /* Makes *to (uninitialised) hold the first n_tokens tokens of *from. */
 ql_status ql_kv_fork(ql_kv *to, const ql_kv *from, int64_t n_tokens, ql_error *err);
-void ql_kv_drop(ql_kv *kv, int64_t token); /* forgets whole pages before token, the first tokens excepted */
+void ql_kv_drop(ql_kv *kv,
+                int64_t token); /* forgets whole pages before token, the first tokens excepted */
 void ql_kv_clear(ql_kv *kv);
 size_t ql_kv_bytes(const ql_kv *kv);
 

@@ -1,7 +1,7 @@
-/* linear.h - y = x Wᵀ + bias, for every way in which weights are held: few rows by the few-row kernels at memory speed, many
- * rows by OpenBLAS. Work is cut into panels of W's rows that depend on W's shape alone, never on the number of threads:
- * one product is always all rows of x by one panel, so that results do not depend on threads (docs/architecture.md).
- */
+/* linear.h - y = x Wᵀ + bias, for every way in which weights are held: few rows by the few-row
+ * kernels at memory speed, many rows by OpenBLAS. Work is cut into panels of W's rows that depend
+ * on W's shape alone, never on the number of threads: one product is always all rows of x by one
+ * panel, so that results do not depend on threads (docs/architecture.md). */
 #ifndef QL_LINEAR_H
 #define QL_LINEAR_H
 
@@ -16,11 +16,11 @@ typedef struct ql_matrix { /* [n_out, n_in], row-major */
 } ql_matrix;
 
 typedef struct ql_linear_job {
-    float *y;           /* [T, w->n_out], row stride ldy */
-    const float *x;     /* [T, w->n_in], row stride ldx */
+    float *y;       /* [T, w->n_out], row stride ldy */
+    const float *x; /* [T, w->n_in], row stride ldx */
     const ql_matrix *w;
     size_t ldy, ldx;
-    bool accumulate;    /* y += instead of y = */
+    bool accumulate; /* y += instead of y = */
 } ql_linear_job;
 
 enum { QL_MAX_JOBS = 4 };
@@ -28,9 +28,10 @@ enum { QL_MAX_JOBS = 4 };
 /* Bytes of scratch that each thread needs for products with this matrix. */
 size_t ql_linear_scratch(const ql_matrix *w);
 
-/* All jobs in one region of threads. n_rows: T. scratch [n_threads, scratch_stride bytes], 64-byte aligned. */
-void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs, int n_rows, void *scratch,
-               size_t scratch_stride);
+/* All jobs in one region of threads. n_rows: T. scratch [n_threads, scratch_stride bytes], 64-byte
+ * aligned. */
+void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
+               int n_rows, void *scratch, size_t scratch_stride);
 
 /* Row i of the matrix as float32: y [n_in]. */
 void ql_matrix_row(const ql_kernels *kernels, float *y, const ql_matrix *w, int64_t i);

@@ -9,7 +9,9 @@ enum { SLAB_BLOCKS = 64 };
 
 void ql_index_init(ql_index *index, ql_heads heads, ql_dtype dtype) {
     size_t vector = (size_t)heads.n_heads * heads.head_dim * ql_kv_item(dtype);
-    *index = (ql_index){.heads = heads, .dtype = dtype, .slabs = {.slab_bytes = vector * SLAB_BLOCKS * heads.n_layers}};
+    *index = (ql_index){.heads = heads,
+                        .dtype = dtype,
+                        .slabs = {.slab_bytes = vector * SLAB_BLOCKS * heads.n_layers}};
 }
 
 ql_status ql_index_reserve(ql_index *index, int64_t n_blocks, ql_error *err) {
@@ -24,7 +26,8 @@ void *ql_index_vector(const ql_index *index, int layer, int64_t block) {
 
 ql_status ql_index_fork(ql_index *to, const ql_index *from, int64_t n_blocks, ql_error *err) {
     *to = *from;
-    return ql_store_fork(&to->slabs, &from->slabs, n_blocks / SLAB_BLOCKS, (n_blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS, err);
+    return ql_store_fork(&to->slabs, &from->slabs, n_blocks / SLAB_BLOCKS,
+                         (n_blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS, err);
 }
 
 size_t ql_index_bytes(const ql_index *index) { return ql_store_bytes(&index->slabs); }
@@ -41,15 +44,19 @@ typedef struct scoring {
 static void score_task(void *context, int item, int thread) {
     (void)thread;
     const scoring *x = context;
-    int64_t begin = (int64_t)item * SLAB_BLOCKS, end = begin + SLAB_BLOCKS < x->n_blocks ? begin + SLAB_BLOCKS : x->n_blocks;
-    size_t width = (size_t)x->index->heads.n_heads * x->index->heads.head_dim, n = (size_t)(end - begin);
+    int64_t begin = (int64_t)item * SLAB_BLOCKS,
+            end = begin + SLAB_BLOCKS < x->n_blocks ? begin + SLAB_BLOCKS : x->n_blocks;
+    size_t width = (size_t)x->index->heads.n_heads * x->index->heads.head_dim,
+           n = (size_t)(end - begin);
     const void *vectors = ql_index_vector(x->index, x->layer, begin);
-    if (x->index->dtype == QL_F32) x->kernels->dots_f32(x->scores + begin, n, x->query, width, vectors, width, 1, n, width);
-    else x->kernels->dots_bf16(x->scores + begin, n, x->query, width, vectors, width, 1, n, width);
+    if (x->index->dtype == QL_F32)
+        x->kernels->dots_f32(x->scores + begin, n, x->query, width, vectors, width, 1, n, width);
+    else
+        x->kernels->dots_bf16(x->scores + begin, n, x->query, width, vectors, width, 1, n, width);
 }
 
-void ql_score_blocks(float *scores, const ql_index *index, const ql_kernels *kernels, int n_threads, int layer, const float *query,
-                     int64_t n_blocks) {
+void ql_score_blocks(float *scores, const ql_index *index, const ql_kernels *kernels, int n_threads,
+                     int layer, const float *query, int64_t n_blocks) {
     scoring x = {scores, index, kernels, query, n_blocks, layer};
     int n_items = (int)((n_blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS);
     ql_parallel(n_items > 1 ? n_threads : 1, n_items, score_task, &x);
@@ -57,7 +64,8 @@ void ql_score_blocks(float *scores, const ql_index *index, const ql_kernels *ker
 
 /* Whether block a is a worse choice than b. */
 static int worse(const float *scores, int32_t a, int32_t b) {
-    float x = isnan(scores[a]) ? -INFINITY : scores[a], y = isnan(scores[b]) ? -INFINITY : scores[b];
+    float x = isnan(scores[a]) ? -INFINITY : scores[a],
+          y = isnan(scores[b]) ? -INFINITY : scores[b];
     return x < y || (x == y && a > b);
 }
 
@@ -75,7 +83,9 @@ static void sift(int32_t *heap, int k, int i, const float *scores) {
     }
 }
 
-static int ascending(const void *a, const void *b) { return *(const int32_t *)a < *(const int32_t *)b ? -1 : 1; }
+static int ascending(const void *a, const void *b) {
+    return *(const int32_t *)a < *(const int32_t *)b ? -1 : 1;
+}
 
 void ql_choose(int32_t *chosen, int k, const float *scores, int64_t n) {
     if (k <= 0) return;

@@ -1,4 +1,5 @@
-/* lookup.h - the memory blocks' vectors, and which blocks a query vector chooses (the paper's eq. 5-7). */
+/* lookup.h - the memory blocks' vectors, and which blocks a query vector chooses (the paper's eq.
+ * 5-7). */
 #ifndef QL_LOOKUP_H
 #define QL_LOOKUP_H
 
@@ -18,8 +19,8 @@ ql_status ql_index_fork(ql_index *to, const ql_index *from, int64_t n_blocks, ql
 size_t ql_index_bytes(const ql_index *index);
 
 /* scores [n_blocks] = <query, vector(b)>; query [H*D]. */
-void ql_score_blocks(float *scores, const ql_index *index, const ql_kernels *kernels, int n_threads, int layer, const float *query,
-                     int64_t n_blocks);
+void ql_score_blocks(float *scores, const ql_index *index, const ql_kernels *kernels, int n_threads,
+                     int layer, const float *query, int64_t n_blocks);
 
 /* The best k of n scores (k <= n), ties to the lower id, NaN last: chosen [k], ascending. */
 void ql_choose(int32_t *chosen, int k, const float *scores, int64_t n);

@@ -9,22 +9,13 @@
 #include "rope.h"
 #include "threads.h"
 
-enum { FULL_PAGE = 64, WRITE_TOKENS = 32 };
+enum { FULL_PAGE = 64 };
 static const int64_t NO_REACH = INT64_MAX / 2;
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+/* ---- life ---- */
 
-static bool full(const ql_memory *m) { return m->config.mode == QL_FULL; }
-static bool sinks_only(const ql_memory *m) { return m->config.mode == QL_STREAM || m->config.mode == QL_INFINITE; }
-static bool has_blocks(const ql_memory *m) { return m->config.mode == QL_INFLLM || m->config.mode == QL_QLLM; }
-static size_t width(const ql_memory *m) { return (size_t)m->heads.n_heads * m->heads.head_dim; }
-static int64_t first_waiting(const ql_memory *m) { return m->n_first + m->n_blocks * m->config.block_size; }
-static int64_t local_keys(const ql_memory *m) { return m->n_tokens + m->chunk - m->local_first; }
-
-/* ---- life ------------------------------------------------------------------------------------------------------------------ */
-
-/* Every far key is n_local - 1 away (the paper's A.2); StreamingLLM's sinks keep their places before the window instead. */
+/* Every far key is n_local - 1 away (the paper's A.2); StreamingLLM's sinks keep their places
+ * before the window instead. */
 static void far_angle(ql_memory *m) {
     int64_t distance = m->config.n_local - 1 + (m->config.mode == QL_STREAM ? m->config.n_init : 0);
     ql_rope_table(m->far_cos, m->far_sin, m->inv_freq, m->heads.head_dim / 2, distance, 1);
@@ -34,20 +25,33 @@ static ql_status allocate(ql_memory *m, ql_error *err) {
     size_t half = (size_t)m->heads.head_dim / 2;
     m->far_cos = ql_alloc(half * sizeof(float));
     m->far_sin = ql_alloc(half * sizeof(float));
-    m->query = ql_alloc(width(m) * sizeof(float));
+    m->query = ql_alloc(ql_memory_width(m) * sizeof(float));
     m->chosen = ql_alloc(((size_t)m->config.topk + 1) * sizeof *m->chosen);
-    if (m->far_cos && m->far_sin && m->query && m->chosen) return QL_OK;
+    size_t sums = ql_memory_has_blocks(m) ? (size_t)m->heads.n_layers * ql_memory_width(m) : 0;
+    m->chunk_sum = ql_alloc(sums * sizeof *m->chunk_sum);
+    m->query_sum = ql_alloc(sums * sizeof *m->query_sum);
+    bool all = m->far_cos && m->far_sin && m->query && m->chosen && m->chunk_sum && m->query_sum;
+    if (all) memset(m->query_sum, 0, sums * sizeof *m->query_sum);
+    if (all) return QL_OK;
     return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a session's state");
 }
 
-ql_status ql_memory_init(ql_memory *m, ql_heads heads, const ql_memory_config *config, const ql_kernels *kernels, int n_threads,
-                         const double *inv_freq, int sliding_window, ql_error *err) {
-    *m = (ql_memory){.heads = heads, .config = *config, .kernels = kernels, .n_threads = n_threads, .inv_freq = inv_freq};
-    m->reach = !full(m) ? config->n_local : sliding_window > 0 ? sliding_window : NO_REACH;
-    ql_kv_init(&m->kv, heads, config->kv_dtype, full(m) ? 0 : config->n_init, full(m) ? FULL_PAGE : config->block_size);
+ql_status ql_memory_init(ql_memory *m, ql_heads heads, const ql_memory_config *config,
+                         const ql_kernels *kernels, int n_threads, const double *inv_freq,
+                         int sliding_window, ql_error *err) {
+    *m = (ql_memory){.heads = heads,
+                     .config = *config,
+                     .kernels = kernels,
+                     .n_threads = n_threads,
+                     .inv_freq = inv_freq};
+    m->reach = !ql_memory_full(m)   ? config->n_local
+               : sliding_window > 0 ? sliding_window
+                                    : NO_REACH;
+    ql_kv_init(&m->kv, heads, config->kv_dtype, ql_memory_full(m) ? 0 : config->n_init,
+               ql_memory_full(m) ? FULL_PAGE : config->block_size);
     ql_index_init(&m->index, heads, config->kv_dtype);
     ql_status status = allocate(m, err);
-    if (!status && !full(m)) {
+    if (!status && !ql_memory_full(m)) {
         int most = config->n_local + config->block_size + config->exc_block_size;
         status = ql_window_init(&m->window, heads, config->kv_dtype, most, err);
         far_angle(m);
@@ -72,15 +76,19 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     to->question.queries = to->question.vectors = NULL;
     to->kv.first = to->kv.pages = to->index.slabs = (ql_store){0};
     to->trace = (ql_trace){0};
-    to->far_cos = to->far_sin = to->cos = to->sin = to->mass = to->query = to->scores = NULL;
-    to->chosen = NULL;
+    to->far_cos = to->far_sin = to->cos = to->sin = to->mass = to->query = to->scores =
+        to->chunk_sum = NULL;
+    to->query_sum = NULL;
+    to->chosen = to->pinned = NULL;
+    to->n_pinned = 0;
     to->spans = NULL;
     to->tables_capacity = to->mass_capacity = to->scores_capacity = to->spans_capacity = 0;
-    size_t question = (size_t)from->heads.n_layers * width(from);
+    size_t question = (size_t)from->heads.n_layers * ql_memory_width(from);
     ql_status status = allocate(to, err);
     if (!status) status = ql_kv_fork(&to->kv, &from->kv, from->n_tokens, err);
     if (!status) status = ql_index_fork(&to->index, &from->index, from->n_blocks, err);
-    if (!status && !full(from)) status = ql_window_fork(&to->window, &from->window, err);
+    if (!status && !ql_memory_full(from))
+        status = ql_window_fork(&to->window, &from->window, from->n_tokens, err);
     if (!status) status = copy_floats(&to->question.vectors, from->question.vectors, question, err);
     if (!status) {
         size_t span = (size_t)(from->question.end - from->question.begin);
@@ -90,7 +98,9 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
         ql_memory_clear(to);
         return status;
     }
-    if (!full(to)) far_angle(to);
+    if (!ql_memory_full(to)) far_angle(to);
+    if (ql_memory_has_blocks(to))
+        memcpy(to->query_sum, from->query_sum, question * sizeof *to->query_sum);
     return QL_OK;
 }
 
@@ -100,6 +110,10 @@ void ql_memory_reset(ql_memory *m) {
     ql_trace_clear(&m->trace);
     m->n_tokens = m->n_first = m->n_blocks = 0;
     m->window.first = 0;
+    if (ql_memory_has_blocks(m))
+        memset(m->query_sum, 0,
+               (size_t)m->heads.n_layers * ql_memory_width(m) * sizeof *m->query_sum);
+    ql_memory_pin(m, NULL, -1, NULL);
 }
 
 void ql_memory_clear(ql_memory *m) {
@@ -107,29 +121,42 @@ void ql_memory_clear(ql_memory *m) {
     ql_store_clear(&m->index.slabs);
     ql_window_clear(&m->window);
     ql_trace_clear(&m->trace);
-    float *floats[] = {m->question.queries, m->question.vectors, m->far_cos, m->far_sin, m->cos, m->sin,
-                       m->mass,             m->query,            m->scores};
+    float *floats[] = {m->question.queries,
+                       m->question.vectors,
+                       m->far_cos,
+                       m->far_sin,
+                       m->cos,
+                       m->sin,
+                       m->mass,
+                       m->query,
+                       m->scores,
+                       m->chunk_sum};
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++) free(floats[i]);
+    free(m->query_sum);
+    free(m->pinned);
     free(m->chosen);
     free(m->spans);
     *m = (ql_memory){0};
 }
 
 size_t ql_memory_bytes(const ql_memory *m) {
-    size_t question = (size_t)m->heads.n_layers * width(m) * (size_t)(m->question.end - m->question.begin + 1);
-    size_t floats = 2 * m->tables_capacity + m->mass_capacity + m->scores_capacity + (m->question.queries ? question : 0);
-    return ql_kv_bytes(&m->kv) + ql_index_bytes(&m->index) + ql_window_bytes(&m->window) + ql_trace_bytes(&m->trace) +
-           floats * sizeof(float) + m->spans_capacity * sizeof(ql_span);
+    size_t question = (size_t)m->heads.n_layers * ql_memory_width(m) *
+                      (size_t)(m->question.end - m->question.begin + 1);
+    size_t floats = 2 * m->tables_capacity + m->mass_capacity + m->scores_capacity +
+                    (m->question.queries ? question : 0);
+    return ql_kv_bytes(&m->kv) + ql_index_bytes(&m->index) + ql_window_bytes(&m->window) +
+           ql_trace_bytes(&m->trace) + floats * sizeof(float) + m->spans_capacity * sizeof(ql_span);
 }
 
 ql_status ql_memory_ask(ql_memory *m, int64_t begin, int64_t end, ql_error *err) {
-    size_t vectors = (size_t)m->heads.n_layers * width(m);
+    size_t vectors = (size_t)m->heads.n_layers * ql_memory_width(m);
     float *queries = ql_alloc(vectors * (size_t)(end - begin) * sizeof *queries);
     float *vector = ql_alloc(vectors * sizeof *vector);
     if (!queries || !vector) {
         free(queries);
         free(vector);
-        return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a question of %lld tokens", (long long)(end - begin));
+        return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a question of %lld tokens",
+                       (long long)(end - begin));
     }
     ql_memory_unask(m);
     m->question = (ql_question){.begin = begin, .end = end, .queries = queries, .vectors = vector};
@@ -142,291 +169,29 @@ void ql_memory_unask(ql_memory *m) {
     m->question = (ql_question){0};
 }
 
+ql_status ql_memory_pin(ql_memory *m, const int32_t *blocks, int n, ql_error *err) {
+    int32_t *pinned = NULL;
+    if (n >= 0 && !(pinned = ql_alloc(((size_t)n + 1) * sizeof *pinned)))
+        return ql_fail(err, QL_OUT_OF_MEMORY, "no memory to pin %d blocks", n);
+    if (n > 0) memcpy(pinned, blocks, (size_t)n * sizeof *pinned);
+    free(m->pinned);
+    m->pinned = pinned;
+    m->n_pinned = n > 0 ? n : 0;
+    return QL_OK;
+}
+
 void ql_memory_block_vectors(const ql_memory *m, int layer, float *out) {
     for (int64_t b = 0; b < m->n_blocks; b++)
-        ql_get_row(m->kernels, out + (size_t)b * width(m), ql_index_vector(&m->index, layer, b), m->config.kv_dtype, width(m));
+        ql_get_row(m->kernels, out + (size_t)b * ql_memory_width(m),
+                   ql_index_vector(&m->index, layer, b), m->config.kv_dtype, ql_memory_width(m));
 }
 
 void ql_memory_question_vector(const ql_memory *m, int layer, float *out) {
-    memcpy(out, m->question.vectors + layer * width(m), width(m) * sizeof *out);
+    memcpy(out, m->question.vectors + layer * ql_memory_width(m), ql_memory_width(m) * sizeof *out);
 }
 
-/* ---- begin: every allocation of a chunk ------------------------------------------------------------------------------------- */
-
-/* Makes the pointer at *items hold n of size bytes; what was there is lost. */
-static ql_status room(void *items, size_t *capacity, size_t n, size_t size, ql_error *err) {
-    if (n <= *capacity) return QL_OK;
-    n += n / 2;
-    void *old, *memory = ql_alloc(n * size);
-    if (!memory) return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a chunk's state (%zu bytes)", n * size);
-    memcpy(&old, items, sizeof old); /* copied, not cast: pointers of other types may not alias */
-    memcpy(items, &memory, sizeof memory);
-    free(old);
-    *capacity = n;
-    return QL_OK;
-}
-
-static ql_status tables(ql_memory *m, ql_error *err) {
-    size_t half = (size_t)m->heads.head_dim / 2, n = m->chunk * half, capacity = m->tables_capacity;
-    ql_status status = room(&m->cos, &capacity, n, sizeof *m->cos, err);
-    if (!status) status = room(&m->sin, &m->tables_capacity, n, sizeof *m->sin, err);
-    if (!status) ql_rope_table(m->cos, m->sin, m->inv_freq, (int)half, m->n_tokens, m->chunk);
-    return status;
-}
-
-/* Most spans of a chunk: retrieved blocks, first tokens, remainder, window. */
-static size_t most_spans(const ql_memory *m) {
-    int64_t pages = full(m) ? m->n_tokens + m->chunk : m->config.n_local + 2 * (m->config.block_size + m->chunk);
-    return (size_t)(m->config.topk + 8 + 2 * (pages / m->kv.page_tokens + 2));
-}
-
-ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
-    int64_t end = m->n_tokens + n_tokens;
-    m->chunk = n_tokens;
-    m->local_first = m->n_tokens >= m->reach ? m->n_tokens - m->reach + 1 : 0;
-    ql_status status = ql_kv_reserve(&m->kv, end, err);
-    if (!status) status = tables(m, err);
-    if (!status) status = room(&m->spans, &m->spans_capacity, most_spans(m), sizeof *m->spans, err);
-    if (!status && has_blocks(m)) {
-        int64_t blocks = m->n_blocks + n_tokens / m->config.block_size + 1;
-        size_t mass = (size_t)m->heads.n_layers * m->heads.n_heads * (size_t)local_keys(m);
-        status = ql_index_reserve(&m->index, blocks, err);
-        if (!status) status = room(&m->scores, &m->scores_capacity, (size_t)blocks, sizeof *m->scores, err);
-        if (!status) status = room(&m->mass, &m->mass_capacity, mass, sizeof *m->mass, err);
-    }
-    if (!status && m->config.trace) {
-        int chosen = (int)min64(m->config.topk, m->n_blocks);
-        status = ql_trace_begin(&m->trace, m->heads.n_layers, m->n_tokens, n_tokens, m->n_blocks, chosen, err);
-    }
-    if (status) return status;
-    int64_t keep = sinks_only(m) ? m->local_first : min64(m->local_first, first_waiting(m));
-    if (!full(m)) ql_window_advance(&m->window, keep, m->n_tokens, end);
-    return QL_OK;
-}
-
-/* ---- a layer of a chunk ------------------------------------------------------------------------------------------------------ */
-
-typedef struct writing {
-    ql_memory *m;
-    const float *k, *v; /* [T, G*D] */
-    int layer;
-} writing;
-
-/* Keys and values of WRITE_TOKENS tokens go to their pages, rotated keys to the window. Pages hold keys as far queries will meet
- * them: un-rotated, but at their own positions in mode full and for StreamingLLM's sinks. */
-static void write_task(void *context, int item, int thread) {
-    (void)thread;
-    const writing *x = context;
-    ql_memory *m = x->m;
-    int D = m->heads.head_dim, G = m->heads.n_kv_heads, end = (int)min64((item + 1) * WRITE_TOKENS, m->chunk);
-    float rotated[QL_MAX_HEAD_DIM];
-    for (int t = item * WRITE_TOKENS; t < end; t++) {
-        int64_t token = m->n_tokens + t;
-        bool in_place = full(m) || (m->config.mode == QL_STREAM && token < m->config.n_init);
-        const float *cos = m->cos + (size_t)t * (D / 2), *sin = m->sin + (size_t)t * (D / 2);
-        for (int g = 0; g < G; g++) {
-            const float *key = x->k + ((size_t)t * G + g) * D, *value = x->v + ((size_t)t * G + g) * D;
-            m->kernels->rope(rotated, key, cos, sin, D);
-            ql_kv_write(&m->kv, m->kernels, x->layer, token, g, in_place ? rotated : key, value);
-            if (!full(m)) ql_put_row(m->kernels, ql_window_key(&m->window, x->layer, g, token), rotated, m->config.kv_dtype, D);
-        }
-    }
-}
-
-/* Keeps the question's queries that this chunk holds. */
-static void hear_question(ql_memory *m, int layer, const float *q) {
-    ql_question *question = &m->question;
-    int64_t begin = max64(question->begin, m->n_tokens), end = min64(question->end, m->n_tokens + m->chunk);
-    if (question->known || begin >= end) return;
-    size_t span = (size_t)(question->end - question->begin), row = width(m);
-    memcpy(question->queries + (layer * span + (size_t)(begin - question->begin)) * row, q + (size_t)(begin - m->n_tokens) * row,
-           (size_t)(end - begin) * row * sizeof *q);
-}
-
-/* Rotates every head of a vector [H*D] to the far distance. */
-static void rotate_far(const ql_memory *m, float *vector) {
-    for (int h = 0; h < m->heads.n_heads; h++) {
-        float *head = vector + (size_t)h * m->heads.head_dim;
-        m->kernels->rope(head, head, m->far_cos, m->far_sin, m->heads.head_dim);
-    }
-}
-
-/* mean [n] of rows [n_rows, n]. */
-static void mean_rows(const ql_kernels *kernels, float *mean, const float *rows, int n_rows, size_t n) {
-    memcpy(mean, rows, n * sizeof *mean);
-    for (int i = 1; i < n_rows; i++) kernels->add(mean, rows + (size_t)i * n, n);
-    kernels->scale(mean, 1.0f / (float)n_rows, n);
-}
-
-/* Step 2: the best blocks by s(B, H) + beta s(B, Q) (eq. 5-7; the authors' code: the mean query, one choice for all heads).
- * Returns how many were chosen. */
-static int look_up(ql_memory *m, int layer, const float *q) {
-    int k = (int)min64(m->config.topk, m->n_blocks);
-    if (m->n_blocks > 0) {
-        mean_rows(m->kernels, m->query, q, m->chunk, width(m));
-        rotate_far(m, m->query);
-        if (m->config.mode == QL_QLLM && m->question.known) {
-            const float *question = m->question.vectors + layer * width(m);
-            for (size_t i = 0; i < width(m); i++) m->query[i] += m->config.question_weight * question[i];
-        }
-        ql_score_blocks(m->scores, &m->index, m->kernels, m->n_threads, layer, m->query, m->n_blocks);
-        ql_choose(m->chosen, k, m->scores, m->n_blocks);
-    }
-    if (m->config.trace) ql_trace_put(&m->trace, layer, m->chosen, m->scores);
-    return k;
-}
-
-/* Appends the spans of the tokens [begin, end). */
-static int add_spans(const ql_memory *m, int layer, ql_span *spans, int n, int64_t begin, int64_t end) {
-    while (begin < end) {
-        spans[n] = ql_kv_span(&m->kv, layer, begin, end - begin);
-        begin += spans[n++].n;
-    }
-    return n;
-}
-
-/* Step 3: {retrieved blocks, first tokens, remainder}, in this order: the remainder last, since masks hide its end. */
-static int global_spans(const ql_memory *m, int layer, ql_span *spans, int n_chosen) {
-    if (full(m)) return 0;
-    if (sinks_only(m)) return add_spans(m, layer, spans, 0, 0, min64(m->config.n_init, m->n_tokens));
-    int n = 0, P = m->config.block_size;
-    for (int i = 0; i < n_chosen; i++) {
-        int64_t token = m->config.n_init + (int64_t)m->chosen[i] * P;
-        n = add_spans(m, layer, spans, n, token, token + P);
-    }
-    n = add_spans(m, layer, spans, n, 0, m->n_first);
-    int64_t waiting = first_waiting(m);
-    return add_spans(m, layer, spans, n, waiting, max64(waiting, m->n_tokens + m->chunk - m->config.n_local));
-}
-
-/* Step 1: the window's keys, rotated, with the values that lie in the pages. */
-static int local_spans(const ql_memory *m, int layer, ql_span *spans) {
-    int n = add_spans(m, layer, spans, 0, m->local_first, m->n_tokens + m->chunk);
-    for (int i = 0; i < n && !full(m); i++) {
-        spans[i].k = ql_window_key(&m->window, layer, 0, spans[i].first);
-        spans[i].k_stride = (size_t)m->window.capacity * m->heads.head_dim;
-    }
-    return n;
-}
-
-void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const float *k, const float *v, void *scratch) {
-    writing write = {m, k, v, layer};
-    int pieces = (m->chunk + WRITE_TOKENS - 1) / WRITE_TOKENS;
-    ql_parallel(pieces > 1 ? m->n_threads : 1, pieces, write_task, &write);
-    hear_question(m, layer, q);
-    int n_chosen = 0;
-    if (has_blocks(m)) n_chosen = look_up(m, layer, q);
-    else if (m->config.trace) ql_trace_put(&m->trace, layer, m->chosen, m->scores);
-    int n_global = global_spans(m, layer, m->spans, n_chosen);
-    int n_local = local_spans(m, layer, m->spans + n_global);
-    ql_attention attention = {
-        .kernels = m->kernels, .n_threads = m->n_threads, .heads = m->heads, .dtype = m->config.kv_dtype,
-        .n_tokens = m->chunk, .first = m->n_tokens, .reach = m->reach,
-        .masks_global = sinks_only(m) || m->config.mask == QL_MASK_EXACT,
-        .q = q, .cos = m->cos, .sin = m->sin, .far_cos = m->far_cos, .far_sin = m->far_sin,
-        .global = m->spans, .n_global = n_global, .local = m->spans + n_global, .n_local = n_local, .out = out,
-        .local_mass = has_blocks(m) ? m->mass + (size_t)layer * m->heads.n_heads * (size_t)local_keys(m) : NULL,
-    };
-    ql_attend(&attention, scratch);
-}
-
-size_t ql_memory_scratch(const ql_memory *m) {
-    int64_t n_global = sinks_only(m) ? min64(m->config.n_init, m->n_tokens) : 0;
-    if (has_blocks(m))
-        n_global = min64(m->config.topk, m->n_blocks) * m->config.block_size + m->n_first +
-                   max64(0, m->n_tokens + m->chunk - m->config.n_local - first_waiting(m));
-    return ql_attention_scratch(m->heads, m->n_threads, m->chunk, n_global, local_keys(m), m->reach, (int)m->spans_capacity);
-}
-
-/* ---- commit ------------------------------------------------------------------------------------------------------------------ */
-
-typedef struct commitment {
-    ql_memory *m;
-    bool asks;               /* the question's vectors are due */
-    int64_t n_first, n_blocks; /* after the chunk */
-} commitment;
-
-/* Positions of the k largest of n scores, ties to the earlier one, NaN last: best [k]. */
-static void best_tokens(int *best, int k, const float *scores, int n) {
-    int found = 0;
-    for (int i = 0; i < n; i++) {
-        int at = found;
-        while (at > 0 && (scores[i] > scores[best[at - 1]] || (isnan(scores[best[at - 1]]) && !isnan(scores[i])))) at--;
-        if (at >= k) continue;
-        if (found < k) found++;
-        memmove(best + at + 1, best + at, (size_t)(found - at - 1) * sizeof *best);
-        best[at] = i;
-    }
-}
-
-/* Step 7: per head the mean of the far queries of the question's tokens that the window attended to most. */
-static void set_question(ql_memory *m, int layer, int *best) {
-    int D = m->heads.head_dim, span = (int)(m->question.end - m->question.begin), k = (int)min64(m->config.repr_topk, span);
-    float *vector = m->question.vectors + layer * width(m);
-    memset(vector, 0, width(m) * sizeof *vector);
-    for (int h = 0; h < m->heads.n_heads; h++) {
-        best_tokens(best, k, ql_window_scores(&m->window, layer, h, m->question.begin), span);
-        for (int i = 0; i < k; i++) {
-            const float *query = m->question.queries + ((size_t)layer * span + best[i]) * width(m) + (size_t)h * D;
-            m->kernels->add(vector + (size_t)h * D, query, D);
-        }
-    }
-    m->kernels->scale(vector, 1.0f / (float)k, width(m));
-    rotate_far(m, vector);
-}
-
-/* Step 6: a block's vector, per query head the mean of the un-rotated keys of its representative tokens (eq. 4). */
-static void represent(ql_memory *m, int layer, int64_t block, int *best) {
-    int D = m->heads.head_dim, R = m->config.repr_topk, group = m->heads.n_heads / m->heads.n_kv_heads;
-    int64_t token = m->config.n_init + block * m->config.block_size;
-    ql_span span = ql_kv_span(&m->kv, layer, token, m->config.block_size);
-    size_t item = ql_kv_item(m->config.kv_dtype);
-    float mean[QL_MAX_HEAD_DIM], key[QL_MAX_HEAD_DIM];
-    for (int h = 0; h < m->heads.n_heads; h++) {
-        best_tokens(best, R, ql_window_scores(&m->window, layer, h, token), m->config.block_size);
-        memset(mean, 0, D * sizeof *mean);
-        for (int i = 0; i < R; i++) {
-            size_t at = h / group * span.k_stride + (size_t)best[i] * D;
-            ql_get_row(m->kernels, key, (const char *)span.k + at * item, m->config.kv_dtype, D);
-            m->kernels->add(mean, key, D);
-        }
-        m->kernels->scale(mean, 1.0f / (float)R, D);
-        char *vector = ql_index_vector(&m->index, layer, block);
-        ql_put_row(m->kernels, vector + (size_t)h * D * item, mean, m->config.kv_dtype, D);
-    }
-}
-
-static void commit_task(void *context, int layer, int thread) {
-    (void)thread;
-    const commitment *c = context;
-    ql_memory *m = c->m;
-    size_t keys = (size_t)local_keys(m);
-    for (int h = 0; h < m->heads.n_heads; h++)
-        m->kernels->add(ql_window_scores(&m->window, layer, h, m->local_first),
-                        m->mass + ((size_t)layer * m->heads.n_heads + h) * keys, keys);
-    int best[QL_MAX_REPR];
-    if (c->asks) set_question(m, layer, best);
-    for (int64_t b = m->n_blocks; b < c->n_blocks; b++) represent(m, layer, b, best);
-}
-
-void ql_memory_commit(ql_memory *m) {
-    int64_t end = m->n_tokens + m->chunk, P = m->config.block_size, n_local = m->config.n_local;
-    commitment c = {.m = m, .n_first = m->n_first, .n_blocks = m->n_blocks};
-    if (has_blocks(m)) {
-        int64_t waiting = end - first_waiting(m);
-        c.asks = m->config.mode == QL_QLLM && m->question.begin < m->question.end && !m->question.known && waiting > n_local &&
-                 m->question.end <= end;
-        c.n_first += max64(0, min64(m->config.n_init - m->n_first, waiting - n_local));
-        waiting -= c.n_first - m->n_first;
-        if (waiting - P >= n_local) c.n_blocks += (waiting - n_local) / P;
-        bool much = m->chunk > 1 || c.asks || c.n_blocks > m->n_blocks;
-        ql_parallel(much ? m->n_threads : 1, m->heads.n_layers, commit_task, &c);
-    }
-    m->question.known |= c.asks;
-    m->n_first = c.n_first;
-    m->n_blocks = c.n_blocks;
-    m->n_tokens = end;
-    m->chunk = 0;
-    if (m->config.trace) ql_trace_commit(&m->trace);
-    if (sinks_only(m)) ql_kv_drop(&m->kv, end - n_local);
+void ql_memory_mean_query(const ql_memory *m, int layer, float *out) {
+    double n = m->n_tokens ? (double)m->n_tokens : 1;
+    for (size_t i = 0; i < ql_memory_width(m); i++)
+        out[i] = (float)(m->query_sum[layer * ql_memory_width(m) + i] / n);
 }

@@ -1,10 +1,11 @@
-/* memory.h - the Q-LLM memory of one timeline: what each layer attends to, chunk by chunk. Reads like the paper; knows heads, not
- * the model around them. Counters are common to all layers, since every layer cuts the same tokens the same way.
+/* memory.h - the Q-LLM memory of one timeline: what each layer attends to, chunk by chunk. Reads
+ * like the paper; knows heads, not the model around them. Counters are common to all layers, since
+ * every layer cuts the same tokens the same way.
  *
- * Tokens, by position: [first tokens | blocks | waiting], the waiting ones being those in no block yet, the window's included.
- * A chunk is a transaction: begin (all memory is had), attend for each layer (writes only what lies behind the committed
- * tokens), commit (cannot fail). A chunk that is not committed never was.
- */
+ * Tokens, by position: [first tokens | blocks | waiting], the waiting ones being those in no block
+ * yet, the window's included. A chunk is a transaction: begin (all memory is had), attend for each
+ * layer (writes only what lies behind the committed tokens), commit (cannot fail). A chunk that is
+ * not committed never was. */
 #ifndef QL_MEMORY_H
 #define QL_MEMORY_H
 
@@ -38,12 +39,19 @@ typedef struct ql_memory {
     ql_index index;
     ql_question question;
     ql_trace trace;
+    double *query_sum; /* [L, H*D] of all queries read, not rotated; only with blocks */
+    int32_t *pinned;   /* [n_pinned] blocks that every lookup chooses; NULL: by score */
+    int n_pinned;
 
     float *far_cos, *far_sin; /* [D/2] of the far distance */
     int chunk;                /* tokens of the chunk that was begun */
     int64_t local_first;      /* first local key of that chunk */
     float *cos, *sin;         /* [chunk, D/2] */
     float *mass;              /* [L, H, local keys of the chunk]: local scores it adds */
+    float *chunk_sum;         /* [L, H*D] of the chunk's queries */
+    const ql_feed *feed;      /* of the chunk: the heads that the caller listens to; or NULL */
+    int64_t heard;            /* tokens of the call before this chunk, and of the whole call: */
+    int64_t call_tokens;      /* feed->queries is [n_heads, call_tokens, D] */
     float *query;             /* [H*D] of the lookup */
     float *scores;            /* [n_blocks] */
     int32_t *chosen;          /* [topk] */
@@ -51,9 +59,25 @@ typedef struct ql_memory {
     size_t tables_capacity, mass_capacity, scores_capacity, spans_capacity; /* items */
 } ql_memory;
 
+static inline bool ql_memory_full(const ql_memory *m) { return m->config.mode == QL_FULL; }
+/* First tokens and window only (StreamingLLM, LM-Infinite): what leaves the window is forgotten. */
+static inline bool ql_memory_sinks_only(const ql_memory *m) {
+    return m->config.mode == QL_STREAM || m->config.mode == QL_INFINITE;
+}
+static inline bool ql_memory_has_blocks(const ql_memory *m) {
+    return m->config.mode == QL_INFLLM || m->config.mode == QL_QLLM;
+}
+static inline size_t ql_memory_width(const ql_memory *m) { /* H*D */
+    return (size_t)m->heads.n_heads * m->heads.head_dim;
+}
+static inline int64_t ql_memory_first_waiting(const ql_memory *m) {
+    return m->n_first + m->n_blocks * m->config.block_size;
+}
+
 /* sliding_window: of mode full; 0: none. inv_freq [D/2] must outlive the memory. */
-ql_status ql_memory_init(ql_memory *memory, ql_heads heads, const ql_memory_config *config, const ql_kernels *kernels,
-                         int n_threads, const double *inv_freq, int sliding_window, ql_error *err);
+ql_status ql_memory_init(ql_memory *memory, ql_heads heads, const ql_memory_config *config,
+                         const ql_kernels *kernels, int n_threads, const double *inv_freq,
+                         int sliding_window, ql_error *err);
 ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err);
 void ql_memory_reset(ql_memory *memory); /* no tokens; the question stays as it is */
 void ql_memory_clear(ql_memory *memory);
@@ -63,15 +87,21 @@ size_t ql_memory_bytes(const ql_memory *memory);
 ql_status ql_memory_ask(ql_memory *memory, int64_t begin, int64_t end, ql_error *err);
 
 void ql_memory_unask(ql_memory *memory); /* no question */
+/* Every lookup chooses these blocks [n], ascending; n < 0: by score again. */
+ql_status ql_memory_pin(ql_memory *memory, const int32_t *blocks, int n, ql_error *err);
 
-void ql_memory_block_vectors(const ql_memory *memory, int layer, float *out);   /* out [B, H*D] */
-void ql_memory_question_vector(const ql_memory *memory, int layer, float *out); /* out [H*D]; the question must be known */
+void ql_memory_block_vectors(const ql_memory *memory, int layer, float *out); /* out [B, H*D] */
+void ql_memory_question_vector(const ql_memory *memory, int layer,
+                               float *out); /* out [H*D]; the question must be known */
+void ql_memory_mean_query(const ql_memory *memory, int layer,
+                          float *out); /* out [H*D], not rotated; 0 before any token */
 
 /* A chunk: its memory is had, each layer attends, and it counts. */
 ql_status ql_memory_begin(ql_memory *memory, int n_tokens, ql_error *err);
 size_t ql_memory_scratch(const ql_memory *memory); /* bytes that attend needs for the chunk begun */
 /* out [T, H*D] from q [T, H*D], k and v [T, G*D], none of them rotated. */
-void ql_memory_attend(ql_memory *memory, int layer, float *out, const float *q, const float *k, const float *v, void *scratch);
+void ql_memory_attend(ql_memory *memory, int layer, float *out, const float *q, const float *k,
+                      const float *v, void *scratch);
 void ql_memory_commit(ql_memory *memory);
 
 #endif

@@ -1,22 +1,25 @@
-/* ql.h - QuickLLaMA's core: a Llama-family forward pass that reads endless text through the Q-LLM memory
- * (Li et al., "QuickLLaMA: Query-aware Inference Acceleration for Large Language Models", arXiv 2406.07528).
+/* ql.h - QuickLLaMA's core: a Llama-family forward pass that reads endless text through the Q-LLM
+ * memory (Li et al., "QuickLLaMA: Query-aware Inference Acceleration for Large Language Models",
+ * arXiv 2406.07528).
  *
  *     ql_error err = {0};
  *     ql_model *model = ql_model_new(&config, QL_F32, 2, &err);
- *     ql_model_set(model, "model.norm.weight", norm, QL_F32, (int64_t[]){576}, 1, false, NULL, &err);   // ... each tensor
- *     ql_model_seal(model, &err);                                      // from here on the model never changes
+ *     ql_model_set(model, "model.norm.weight", norm, QL_F32, (int64_t[]){576}, 1, false, NULL,
+ *                  &err);                                        // ... each tensor
+ *     ql_model_seal(model, &err);                                // now the model never changes
  *     ql_session *s = ql_session_new(model, &memory, &err);
- *     ql_session_feed(s, ids, n, &(ql_feed){0}, logits, &err);         // logits [V] of the last token
+ *     ql_session_feed(s, ids, n, &(ql_feed){0}, logits, &err);   // logits [V] of the last token
  *     ql_session_free(s);
  *     ql_model_free(model);
  *
- * A model is immutable once sealed and may be used by any number of threads. A session is one timeline of tokens, used by
- * one thread at a time: a second one gets QL_BUSY. Every call that can fail returns a status (or NULL) and puts the code
- * and a sentence for the user into *err; nothing prints, exits or touches errno.
+ * A model is immutable once sealed and may be used by any number of threads. A session is one
+ * timeline of tokens, used by one thread at a time: a second one gets QL_BUSY. Every call that can
+ * fail returns a status (or NULL) and puts the code and a sentence for the user into *err; nothing
+ * prints, exits or touches errno.
  *
- * Letters in shapes: T tokens of a call, L layers, H query heads, G key/value heads, D head_dim, E hidden, F intermediate,
- * V vocabulary, B memory blocks, P tokens of a block, R representative tokens of a block. Arrays are C-contiguous.
- */
+ * Letters in shapes: T tokens of a call, L layers, H query heads, G key/value heads, D head_dim, E
+ * hidden, F intermediate, V vocabulary, B memory blocks, P tokens of a block, R representative
+ * tokens of a block. Arrays are C-contiguous. */
 #ifndef QL_H
 #define QL_H
 
@@ -30,9 +33,9 @@ typedef enum ql_status {
     QL_INVALID_TYPE,  /* a dtype that cannot stand there */
     QL_MISSING_KEY,   /* a tensor that nobody gave, or that nobody knows */
     QL_OUT_OF_MEMORY,
-    QL_BUSY,          /* the session is in use by another thread */
-    QL_CANCELLED,     /* the caller's poll function said stop */
-    QL_FAILED,        /* the operating system refused (threads) */
+    QL_BUSY,      /* the session is in use by another thread */
+    QL_CANCELLED, /* the caller's poll function said stop */
+    QL_FAILED,    /* the operating system refused (threads) */
 } ql_status;
 
 enum { QL_ERROR_TEXT = 480 };
@@ -42,7 +45,8 @@ typedef struct ql_error {
     char text[QL_ERROR_TEXT]; /* a sentence: what was expected, what came, what to do */
 } ql_error;
 
-/* How numbers are stored. Weights are held as QL_F32 or QL_BF16; everything listed is accepted and converted. */
+/* How numbers are stored. Weights are held as QL_F32 or QL_BF16; everything listed is accepted and
+ * converted. */
 typedef enum ql_dtype {
     QL_F32 = 0,
     QL_F16,
@@ -63,14 +67,15 @@ typedef enum ql_dtype {
 const char *ql_dtype_name(ql_dtype dtype); /* "float32", "bfloat16", "q4_1", ... */
 bool ql_dtype_parse(const char *name, ql_dtype *dtype);
 
-/* ---- CPU variants: the kernels of one instruction set, chosen when a model is made -------------------------------- */
+/* ---- CPU variants: the kernels of one instruction set, chosen when a model is made ---- */
 enum { QL_MAX_VARIANTS = 8 };
-int ql_cpu_variants(const char *names[QL_MAX_VARIANTS]); /* those that run here, best first; returns how many */
-const char *ql_cpu_variant(void);                        /* the one that new models get */
+/* Names those that run here, best first; returns how many. */
+int ql_cpu_variants(const char *names[QL_MAX_VARIANTS]);
+const char *ql_cpu_variant(void);                              /* the one that new models get */
 ql_status ql_set_cpu_variant(const char *name, ql_error *err); /* NULL: the best one again */
-bool ql_cpu_computes_bf16(void);                         /* the CPU has bfloat16 dot products */
+bool ql_cpu_computes_bf16(void); /* the CPU has bfloat16 dot products */
 
-/* ---- model ---------------------------------------------------------------------------------------------------------- */
+/* ---- model ---- */
 typedef enum ql_rope_type { QL_ROPE_DEFAULT = 0, QL_ROPE_LINEAR, QL_ROPE_LLAMA3 } ql_rope_type;
 
 typedef struct ql_config { /* HuggingFace config.json names */
@@ -89,14 +94,15 @@ typedef struct ql_model ql_model;
 
 enum { QL_MAX_THREADS = 64 };
 
-/* Returns a new model without weights. dtype: QL_F32 or QL_BF16, how the matrices are held (norms and biases are always
- * float32). n_threads: 1 ... QL_MAX_THREADS. */
+/* Returns a new model without weights. dtype: QL_F32 or QL_BF16, how the matrices are held (norms
+ * and biases are always float32). n_threads: 1 ... QL_MAX_THREADS. */
 ql_model *ql_model_new(const ql_config *config, ql_dtype dtype, int n_threads, ql_error *err);
 
-/* Gives one tensor by its HuggingFace name; data holds shape[0] * ... values of dtype. With borrow, a tensor that can be
- * used as it lies is not copied: *borrowed (may be NULL) tells, and data must then outlive the model. */
-ql_status ql_model_set(ql_model *model, const char *name, const void *data, ql_dtype dtype, const int64_t *shape, int rank,
-                       bool borrow, bool *borrowed, ql_error *err);
+/* Gives one tensor by its HuggingFace name; data holds shape[0] * ... values of dtype. With borrow,
+ * a tensor that can be used as it lies is not copied: *borrowed (may be NULL) tells, and data must
+ * then outlive the model. */
+ql_status ql_model_set(ql_model *model, const char *name, const void *data, ql_dtype dtype,
+                       const int64_t *shape, int rank, bool borrow, bool *borrowed, ql_error *err);
 
 /* Checks that every tensor is there. A model that is not sealed makes no session. */
 ql_status ql_model_seal(ql_model *model, ql_error *err);
@@ -109,7 +115,7 @@ ql_dtype ql_model_dtype(const ql_model *model);
 int ql_model_threads(const ql_model *model);
 size_t ql_model_bytes(const ql_model *model); /* of weights, borrowed ones included */
 
-/* ---- memory and session ------------------------------------------------------------------------------------------ */
+/* ---- memory and session ---- */
 typedef enum ql_mode {
     QL_FULL = 0, /* plain causal attention over everything */
     QL_STREAM,   /* attention sinks and sliding window (StreamingLLM) */
@@ -119,8 +125,10 @@ typedef enum ql_mode {
 } ql_mode;
 
 typedef enum ql_mask {
-    QL_MASK_EXACT = 0, /* every key once: locally below the distance n_local, globally from there on */
-    QL_MASK_AUTHORS,   /* the published code: every query of a chunk sees all of the remainder */
+    /* every key once: locally below the distance n_local, globally from there on */
+    QL_MASK_EXACT = 0,
+    /* the published code: every query of a chunk sees all of the remainder */
+    QL_MASK_AUTHORS,
 } ql_mask;
 
 typedef struct ql_memory_config {
@@ -142,8 +150,9 @@ typedef struct ql_trace_record {
     int64_t first_token;
     int n_tokens, layer;
     int n_blocks, n_chosen;
-    const int32_t *block_ids; /* [n_chosen], ascending; block b holds tokens n_init + b*P ... n_init + (b+1)*P - 1 */
-    const float *scores;      /* [n_blocks] */
+    /* [n_chosen], ascending; block b holds tokens n_init + b*P ... n_init + (b+1)*P - 1 */
+    const int32_t *block_ids;
+    const float *scores; /* [n_blocks] */
 } ql_trace_record;
 
 typedef struct ql_session ql_session;
@@ -151,41 +160,78 @@ typedef struct ql_session ql_session;
 /* Polled in every layer; true means stop. */
 typedef bool (*ql_poll)(void *context);
 
+typedef struct ql_head {
+    int layer, head; /* a query head */
+} ql_head;
+
 typedef struct ql_feed {
-    bool all_logits;          /* logits of every token, not only of the last */
-    int64_t question_begin;   /* tokens [begin, end) of this call are the question; */
-    int64_t question_end;     /* 0, 0: none in this call */
-    ql_poll poll;             /* NULL: cannot be stopped */
+    bool all_logits;        /* logits of every token, not only of the last */
+    int64_t question_begin; /* tokens [begin, end) of this call are the question; */
+    int64_t question_end;   /* 0, 0: none in this call */
+    ql_poll poll;           /* NULL: cannot be stopped */
     void *poll_context;
+    const ql_head *heads; /* [n_heads] whose queries are wanted too; modes QL_INFLLM and QL_QLLM */
+    int n_heads;
+    float *queries; /* out [n_heads, n, D], not rotated */
 } ql_feed;
 
 /* Returns a new, empty session, which keeps the model alive. */
 ql_session *ql_session_new(ql_model *model, const ql_memory_config *memory, ql_error *err);
-/* Returns a new session that goes on from here by itself; full pages are shared, the rest is copied. */
+/* Returns a new session that goes on from here by itself; full pages are shared, the rest is
+ * copied. */
 ql_session *ql_session_fork(ql_session *session, ql_error *err);
-ql_status ql_session_reset(ql_session *session, ql_error *err); /* empty again; the question span given is kept */
+/* Empty again; the question span that was set is kept. */
+ql_status ql_session_reset(ql_session *session, ql_error *err);
 void ql_session_free(ql_session *session); /* NULL is fine */
 
-/* Tokens [begin, end), counted from the session's first token, are the question. Before the first token is fed. */
+/* Tokens [begin, end), counted from the session's first token, are the question. Before the first
+ * token is fed. */
 ql_status ql_session_set_question(ql_session *session, int64_t begin, int64_t end, ql_error *err);
 
-/* Reads n tokens, cut from ids[0] on into execution chunks. logits: [V] of the last token, [n, V] with all_logits, or NULL.
- * Each chunk is a transaction: whatever stops the call, the session stands at a chunk's end (ql_session_length tells). */
-ql_status ql_session_feed(ql_session *session, const int32_t *ids, int64_t n, const ql_feed *feed, float *logits, ql_error *err);
+/* Reads n tokens, cut from ids[0] on into execution chunks. logits: [V] of the last token, [n, V]
+ * with all_logits, or NULL. Each chunk is a transaction: whatever stops the call, the session
+ * stands at a chunk's end (ql_session_length tells). */
+ql_status ql_session_feed(ql_session *session, const int32_t *ids, int64_t n, const ql_feed *feed,
+                          float *logits, ql_error *err);
 
 int64_t ql_session_length(const ql_session *session);
 size_t ql_session_bytes(const ql_session *session); /* memory held, shared pages included */
 int64_t ql_session_blocks(const ql_session *session);
-/* out [B, H*D]; [H*D]. QL_INVALID_VALUE when there is no such layer, or (question) no question vector yet. */
+/* out [B, H*D]; [H*D]. QL_INVALID_VALUE when there is no such layer, or (question) no question
+ * vector yet. */
 ql_status ql_session_block_vectors(ql_session *session, int layer, float *out, ql_error *err);
 ql_status ql_session_question_vector(ql_session *session, int layer, float *out, ql_error *err);
 
-int64_t ql_session_trace_count(const ql_session *session);
-const ql_trace_record *ql_session_trace(const ql_session *session, int64_t index); /* borrowed until the next call */
+/* ---- retrieval: which passages a question is about, and using them ----
+ * In the modes QL_INFLLM and QL_QLLM, whose pages keep every token. Not in the paper. */
 
-/* Full causal attention over ids [n] in float32 keys; logits [keep, V] of the last keep tokens. n <= QL_MAX_FULL. */
+/* out [H*D]: the mean of a layer's queries, not rotated, over all tokens read. */
+ql_status ql_session_mean_query(ql_session *session, int layer, float *out, ql_error *err);
+
+/* Scores the tokens [begin, end) in pieces of piece tokens (the last one may be shorter). queries
+ * [n_heads, n_queries, D]. scores [n_heads, pieces]: mean over the queries of the best product with
+ * an un-rotated key of the piece. */
+ql_status ql_session_rank(ql_session *session, const ql_head *heads, int n_heads,
+                          const float *queries, int n_queries, int64_t begin, int64_t end,
+                          int64_t piece, float *scores, ql_error *err);
+
+/* From now on every lookup chooses these n blocks (ascending ids), in all layers; n < 0: by score
+ * again. */
+ql_status ql_session_pin(ql_session *session, const int32_t *blocks, int n, ql_error *err);
+
+/* Returns a new session of mode QL_FULL that has read nothing but the given ranges of tokens,
+ * ranges [n, 2] (begin, end) ascending and apart, at consecutive positions: their keys and values
+ * are taken from here, not computed anew. */
+ql_session *ql_session_excerpt(ql_session *session, const int64_t *ranges, int n, ql_error *err);
+
+int64_t ql_session_trace_count(const ql_session *session);
+const ql_trace_record *ql_session_trace(const ql_session *session,
+                                        int64_t index); /* borrowed until the next call */
+
+/* Full causal attention over ids [n] in float32 keys; logits [keep, V] of the last keep tokens. n
+ * <= QL_MAX_FULL. */
 enum { QL_MAX_FULL = 131072 };
-ql_status ql_model_forward(ql_model *model, const int32_t *ids, int64_t n, int64_t keep, const ql_feed *feed, float *logits,
-                           ql_error *err);
+ql_status ql_model_forward(ql_model *model, const int32_t *ids, int64_t n, int64_t keep,
+                           const ql_feed *feed, float *logits, ql_error *err);
 
 #endif

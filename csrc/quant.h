@@ -1,4 +1,5 @@
-/* quant.h - how numbers lie in files and in memory: sizes, and conversion of any stored dtype to float32. */
+/* quant.h - how numbers lie in files and in memory: sizes, and conversion of any stored dtype to
+ * float32. */
 #ifndef QL_QUANT_H
 #define QL_QUANT_H
 

@@ -1,4 +1,5 @@
-/* rope.h - rotary position embedding (rotate-half): angles in double, tables in float. Scaling as HuggingFace names it. */
+/* rope.h - rotary position embedding (rotate-half): angles in double, tables in float. Scaling as
+ * HuggingFace names it. */
 #ifndef QL_ROPE_H
 #define QL_ROPE_H
 

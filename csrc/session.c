@@ -1,9 +1,11 @@
-/* session.c - one timeline: checks what comes from outside, cuts it into chunks, lets one thread in at a time. */
+/* session.c - one timeline: checks what comes from outside, cuts it into chunks, lets one thread in
+ * at a time. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "error.h"
 #include "ql_internal.h"
+#include "retrieval.h"
 
 enum { MOST_SETTING = 1 << 20 };
 static const int64_t MOST_RETRIEVED = 1 << 22; /* tokens */
@@ -12,16 +14,17 @@ struct ql_session {
     ql_model *model;
     ql_memory memory;
     int64_t front_begin, front_end; /* the question given for the session's start */
-    atomic_size_t bytes; /* as of the last change, so that anybody may ask at any time */
+    atomic_size_t bytes;            /* as of the last change, so that anybody may ask at any time */
     atomic_bool busy;
 };
 
-/* ---- settings ------------------------------------------------------------------------------------------------------------------ */
+/* ---- settings ---- */
 
-static ql_status check_range(const char *name, int64_t value, int64_t least, int64_t most, ql_error *err) {
+static ql_status check_range(const char *name, int64_t value, int64_t least, int64_t most,
+                             ql_error *err) {
     if (value >= least && value <= most) return QL_OK;
-    return ql_fail(err, QL_INVALID_VALUE, "%s must be between %lld and %lld, but is %lld", name, (long long)least, (long long)most,
-                   (long long)value);
+    return ql_fail(err, QL_INVALID_VALUE, "%s must be between %lld and %lld, but is %lld", name,
+                   (long long)least, (long long)most, (long long)value);
 }
 
 static ql_status check_memory(const ql_memory_config *c, ql_error *err) {
@@ -32,27 +35,38 @@ static ql_status check_memory(const ql_memory_config *c, ql_error *err) {
     if (!status) status = check_range("repr_topk", c->repr_topk, 1, QL_MAX_REPR, err);
     if (!status) status = check_range("exc_block_size", c->exc_block_size, 1, MOST_SETTING, err);
     if (status) return status;
-    if ((unsigned)c->mode > QL_QLLM) return ql_fail(err, QL_INVALID_VALUE, "there is no memory mode number %d", (int)c->mode);
-    if ((unsigned)c->mask > QL_MASK_AUTHORS) return ql_fail(err, QL_INVALID_VALUE, "there is no mask number %d", (int)c->mask);
+    if ((unsigned)c->mode > QL_QLLM)
+        return ql_fail(err, QL_INVALID_VALUE, "there is no memory mode number %d", (int)c->mode);
+    if ((unsigned)c->mask > QL_MASK_AUTHORS)
+        return ql_fail(err, QL_INVALID_VALUE, "there is no mask number %d", (int)c->mask);
     if (c->kv_dtype != QL_F32 && c->kv_dtype != QL_BF16)
-        return ql_fail(err, QL_INVALID_TYPE, "keys and values are kept as float32 or bfloat16, not as %s", ql_dtype_name(c->kv_dtype));
+        return ql_fail(err, QL_INVALID_TYPE,
+                       "keys and values are kept as float32 or bfloat16, not as %s",
+                       ql_dtype_name(c->kv_dtype));
     if (!isfinite(c->question_weight) || c->question_weight < 0)
-        return ql_fail(err, QL_INVALID_VALUE, "question_weight must be a number of at least 0, but is %g", c->question_weight);
+        return ql_fail(err, QL_INVALID_VALUE,
+                       "question_weight must be a number of at least 0, but is %g",
+                       c->question_weight);
     if (c->mode == QL_FULL) return QL_OK;
     if (c->exc_block_size > c->n_local)
-        return ql_fail(err, QL_INVALID_VALUE, "exc_block_size (%d) must be at most n_local (%d)", c->exc_block_size, c->n_local);
+        return ql_fail(err, QL_INVALID_VALUE, "exc_block_size (%d) must be at most n_local (%d)",
+                       c->exc_block_size, c->n_local);
     if (c->repr_topk > c->block_size)
-        return ql_fail(err, QL_INVALID_VALUE, "repr_topk (%d) must be at most block_size (%d)", c->repr_topk, c->block_size);
+        return ql_fail(err, QL_INVALID_VALUE, "repr_topk (%d) must be at most block_size (%d)",
+                       c->repr_topk, c->block_size);
     if ((int64_t)c->topk * c->block_size > MOST_RETRIEVED)
-        return ql_fail(err, QL_INVALID_VALUE, "topk * block_size must be at most %lld tokens", (long long)MOST_RETRIEVED);
+        return ql_fail(err, QL_INVALID_VALUE, "topk * block_size must be at most %lld tokens",
+                       (long long)MOST_RETRIEVED);
     return QL_OK;
 }
 
-/* ---- one thread at a time -------------------------------------------------------------------------------------------------------- */
+/* ---- one thread at a time ---- */
 
 static ql_status enter(ql_session *s, ql_error *err) {
     if (!atomic_exchange_explicit(&s->busy, true, memory_order_acquire)) return QL_OK;
-    return ql_fail(err, QL_BUSY, "this session is in use by another thread: give each thread a session of its own (fork)");
+    return ql_fail(
+        err, QL_BUSY,
+        "this session is in use by another thread: give each thread a session of its own (fork)");
 }
 
 static void leave(ql_session *s) {
@@ -60,7 +74,7 @@ static void leave(ql_session *s) {
     atomic_store_explicit(&s->busy, false, memory_order_release);
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- life ---- */
 
 static ql_session *session_of(ql_model *model, ql_error *err) {
     ql_session *s = calloc(1, sizeof *s);
@@ -76,14 +90,16 @@ static ql_session *session_of(ql_model *model, ql_error *err) {
 
 ql_session *ql_session_new(ql_model *model, const ql_memory_config *config, ql_error *err) {
     if (!model->sealed) {
-        ql_fail(err, QL_INVALID_VALUE, "the model has no weights yet: set all tensors and seal it first");
+        ql_fail(err, QL_INVALID_VALUE,
+                "the model has no weights yet: set all tensors and seal it first");
         return NULL;
     }
     if (check_memory(config, err)) return NULL;
     ql_session *s = session_of(model, err);
     if (!s) return NULL;
-    ql_status status = ql_memory_init(&s->memory, ql_model_heads(model), config, model->kernels, model->n_threads, model->inv_freq,
-                                      model->config.sliding_window, err);
+    ql_status status =
+        ql_memory_init(&s->memory, ql_model_heads(model), config, model->kernels, model->n_threads,
+                       model->inv_freq, model->config.sliding_window, err);
     if (status) {
         ql_session_free(s);
         return NULL;
@@ -119,13 +135,18 @@ void ql_session_free(ql_session *s) {
 static ql_status check_span(const ql_session *s, int64_t begin, int64_t end, ql_error *err) {
     int n_local = s->memory.config.n_local;
     if (s->memory.config.mode != QL_QLLM)
-        return ql_fail(err, QL_INVALID_VALUE, "a question span belongs to mode qllm; this session's mode has no use for one");
+        return ql_fail(
+            err, QL_INVALID_VALUE,
+            "a question span belongs to mode qllm; this session's mode has no use for one");
     if (begin < 0 || begin >= end)
-        return ql_fail(err, QL_INVALID_VALUE, "the question span must be tokens [start, end) with 0 <= start < end, but is [%lld, %lld)",
+        return ql_fail(err, QL_INVALID_VALUE,
+                       "the question span must be tokens [start, end) with 0 <= start < end, but "
+                       "is [%lld, %lld)",
                        (long long)begin, (long long)end);
     if (end - begin > n_local)
         return ql_fail(err, QL_INVALID_VALUE,
-                       "the question has %lld tokens, more than the window of n_local = %d: shorten it or enlarge the window",
+                       "the question has %lld tokens, more than the window of n_local = %d: "
+                       "shorten it or enlarge the window",
                        (long long)(end - begin), n_local);
     return QL_OK;
 }
@@ -135,7 +156,8 @@ ql_status ql_session_set_question(ql_session *s, int64_t begin, int64_t end, ql_
     if (status) return status;
     status = check_span(s, begin, end, err);
     if (!status && s->memory.n_tokens > 0)
-        status = ql_fail(err, QL_INVALID_VALUE, "the session has read %lld tokens: give a later question's span to feed",
+        status = ql_fail(err, QL_INVALID_VALUE,
+                         "the session has read %lld tokens: give a later question's span to feed",
                          (long long)s->memory.n_tokens);
     if (!status) status = ql_memory_ask(&s->memory, begin, end, err);
     if (!status) {
@@ -149,81 +171,127 @@ ql_status ql_session_set_question(ql_session *s, int64_t begin, int64_t end, ql_
 ql_status ql_session_reset(ql_session *s, ql_error *err) {
     ql_status status = enter(s, err);
     if (status) return status;
-    if (s->front_end > s->front_begin) status = ql_memory_ask(&s->memory, s->front_begin, s->front_end, err);
-    else ql_memory_unask(&s->memory);
+    if (s->front_end > s->front_begin)
+        status = ql_memory_ask(&s->memory, s->front_begin, s->front_end, err);
+    else
+        ql_memory_unask(&s->memory);
     if (!status) ql_memory_reset(&s->memory);
     leave(s);
     return status;
 }
 
-/* ---- feed ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- feed ---- */
 
 static ql_status check_ids(const ql_session *s, const int32_t *ids, int64_t n, ql_error *err) {
     int vocab = s->model->config.vocab_size;
-    if (n < 1) return ql_fail(err, QL_INVALID_VALUE, "there must be at least one token id, but the sequence is empty");
+    if (n < 1)
+        return ql_fail(err, QL_INVALID_VALUE,
+                       "there must be at least one token id, but the sequence is empty");
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab)
-            return ql_fail(err, QL_INVALID_VALUE, "token id %d at position %lld is outside the vocabulary of %d: ids go from 0 to %d",
-                           ids[i], (long long)i, vocab, vocab - 1);
+            return ql_fail(
+                err, QL_INVALID_VALUE,
+                "token id %d at position %lld is outside the vocabulary of %d: ids go from 0 to %d",
+                ids[i], (long long)i, vocab, vocab - 1);
     if (s->memory.config.mode == QL_FULL && s->memory.n_tokens + n > QL_MAX_FULL)
         return ql_fail(err, QL_INVALID_VALUE,
-                       "full attention is limited to %d tokens, this would make %lld: use memory mode qllm or infllm", QL_MAX_FULL,
-                       (long long)(s->memory.n_tokens + n));
+                       "full attention is limited to %d tokens, this would make %lld: use memory "
+                       "mode qllm or infllm",
+                       QL_MAX_FULL, (long long)(s->memory.n_tokens + n));
     return QL_OK;
 }
 
-/* A question must have been read whole when the first tokens leave the window, or the lookups would go without it. */
-static ql_status check_question(const ql_session *s, int64_t n, const ql_feed *feed, ql_error *err) {
+/* A question must have been read whole when the first tokens leave the window, or the lookups would
+ * go without it. */
+static ql_status check_question(const ql_session *s, int64_t n, const ql_feed *feed,
+                                ql_error *err) {
     const ql_memory *m = &s->memory;
     if (feed->question_begin || feed->question_end) {
         ql_status status = check_span(s, feed->question_begin, feed->question_end, err);
         if (!status && feed->question_end > n)
-            status = ql_fail(err, QL_INVALID_VALUE, "the question span [%lld, %lld) goes beyond the %lld tokens of this call",
-                             (long long)feed->question_begin, (long long)feed->question_end, (long long)n);
+            status = ql_fail(
+                err, QL_INVALID_VALUE,
+                "the question span [%lld, %lld) goes beyond the %lld tokens of this call",
+                (long long)feed->question_begin, (long long)feed->question_end, (long long)n);
         return status;
     }
     int64_t end = m->n_tokens + n;
     if (m->question.begin < m->question.end && m->question.end > end && end > m->config.n_local)
         return ql_fail(err, QL_INVALID_VALUE,
-                       "after this call %lld tokens are read, more than n_local = %d, but the question ends at token %lld: feed up to "
+                       "after this call %lld tokens are read, more than n_local = %d, but the "
+                       "question ends at token %lld: feed up to "
                        "the question's end in one call",
                        (long long)end, m->config.n_local, (long long)m->question.end);
     return QL_OK;
 }
 
+static ql_status check_blocks(const ql_session *s, ql_error *err) {
+    ql_mode mode = s->memory.config.mode;
+    if (mode == QL_INFLLM || mode == QL_QLLM) return QL_OK;
+    return ql_fail(err, QL_INVALID_VALUE,
+                   "retrieval needs a memory of mode infllm or qllm, which keeps every token");
+}
+
+static ql_status check_heads(const ql_session *s, const ql_head *heads, int n, ql_error *err) {
+    const ql_config *c = &s->model->config;
+    for (int i = 0; i < n; i++)
+        if (heads[i].layer < 0 || heads[i].layer >= c->num_hidden_layers || heads[i].head < 0 ||
+            heads[i].head >= c->num_attention_heads)
+            return ql_fail(err, QL_INVALID_VALUE,
+                           "there is no head %d in layer %d: the model has %d layers of %d heads",
+                           heads[i].head, heads[i].layer, c->num_hidden_layers,
+                           c->num_attention_heads);
+    return check_blocks(s, err);
+}
+
 /* Reads n valid ids; logits [keep, V] of the last keep tokens. */
-static ql_status feed_chunks(ql_session *s, const int32_t *ids, int64_t n, int64_t keep, const ql_feed *feed, float *logits,
-                             ql_error *err) {
+static ql_status feed_chunks(ql_session *s, const int32_t *ids, int64_t n, int64_t keep,
+                             const ql_feed *feed, float *logits, ql_error *err) {
     ql_workspace *workspace = ql_workspace_take(s->model, err);
     if (!workspace) return QL_OUT_OF_MEMORY;
     ql_status status = QL_OK;
     for (int64_t at = 0; at < n && !status; at += s->memory.config.exc_block_size) {
         int64_t rest = n - at;
-        int chunk = rest < s->memory.config.exc_block_size ? (int)rest : s->memory.config.exc_block_size;
+        int chunk =
+            rest < s->memory.config.exc_block_size ? (int)rest : s->memory.config.exc_block_size;
         int64_t wanted = at + chunk - (n - keep); /* logits due up to the chunk's end */
         int n_logits = wanted <= 0 ? 0 : wanted < chunk ? (int)wanted : chunk;
+        s->memory.feed = feed;
+        s->memory.heard = at;
+        s->memory.call_tokens = n;
         float *to = n_logits ? logits + (wanted - n_logits) * s->model->config.vocab_size : NULL;
-        status = ql_forward(s->model, &s->memory, workspace, ids + at, chunk, n_logits, to, feed, err);
+        status =
+            ql_forward(s->model, &s->memory, workspace, ids + at, chunk, n_logits, to, feed, err);
     }
+    s->memory.feed = NULL;
     ql_workspace_give(s->model, workspace);
     return status;
 }
 
-ql_status ql_session_feed(ql_session *s, const int32_t *ids, int64_t n, const ql_feed *feed, float *logits, ql_error *err) {
+ql_status ql_session_feed(ql_session *s, const int32_t *ids, int64_t n, const ql_feed *feed,
+                          float *logits, ql_error *err) {
     ql_status status = enter(s, err);
     if (status) return status;
     status = check_ids(s, ids, n, err);
     if (!status) status = check_question(s, n, feed, err);
+    if (!status && feed->n_heads) status = check_heads(s, feed->heads, feed->n_heads, err);
     if (!status && feed->question_end > 0)
-        status = ql_memory_ask(&s->memory, s->memory.n_tokens + feed->question_begin, s->memory.n_tokens + feed->question_end, err);
-    if (!status) status = feed_chunks(s, ids, n, !logits ? 0 : feed->all_logits ? n : 1, feed, logits, err);
+        status = ql_memory_ask(&s->memory, s->memory.n_tokens + feed->question_begin,
+                               s->memory.n_tokens + feed->question_end, err);
+    if (!status)
+        status = feed_chunks(s, ids, n, !logits ? 0 : feed->all_logits ? n : 1, feed, logits, err);
     leave(s);
     return status;
 }
 
-ql_status ql_model_forward(ql_model *model, const int32_t *ids, int64_t n, int64_t keep, const ql_feed *feed, float *logits,
-                           ql_error *err) {
-    const ql_memory_config full = {.mode = QL_FULL, .n_local = 1, .block_size = 1, .repr_topk = 1, .exc_block_size = 512, .kv_dtype = QL_F32};
+ql_status ql_model_forward(ql_model *model, const int32_t *ids, int64_t n, int64_t keep,
+                           const ql_feed *feed, float *logits, ql_error *err) {
+    const ql_memory_config full = {.mode = QL_FULL,
+                                   .n_local = 1,
+                                   .block_size = 1,
+                                   .repr_topk = 1,
+                                   .exc_block_size = 512,
+                                   .kv_dtype = QL_F32};
     ql_session *s = ql_session_new(model, &full, err);
     if (!s) return err ? err->code : QL_FAILED;
     ql_status status = check_ids(s, ids, n, err);
@@ -233,11 +301,89 @@ ql_status ql_model_forward(ql_model *model, const int32_t *ids, int64_t n, int64
     return status;
 }
 
-/* ---- what one may know -------------------------------------------------------------------------------------------------------------- */
+/* ---- retrieval ---- */
+
+ql_status ql_session_mean_query(ql_session *s, int layer, float *out, ql_error *err) {
+    ql_status status = enter(s, err);
+    if (status) return status;
+    status = check_range("layer", layer, 0, s->memory.heads.n_layers - 1, err);
+    if (!status) status = check_blocks(s, err);
+    if (!status) ql_memory_mean_query(&s->memory, layer, out);
+    leave(s);
+    return status;
+}
+
+ql_status ql_session_rank(ql_session *s, const ql_head *heads, int n_heads, const float *queries,
+                          int n_queries, int64_t begin, int64_t end, int64_t piece, float *scores,
+                          ql_error *err) {
+    ql_status status = enter(s, err);
+    if (status) return status;
+    status = check_heads(s, heads, n_heads, err);
+    if (!status) status = check_range("the number of heads", n_heads, 1, INT32_MAX / 2, err);
+    if (!status) status = check_range("the number of queries", n_queries, 1, INT32_MAX / 2, err);
+    if (!status) status = check_range("end", end, 1, s->memory.n_tokens, err);
+    if (!status) status = check_range("begin", begin, 0, end - 1, err);
+    if (!status) status = check_range("piece", piece, 1, INT32_MAX, err);
+    if (!status) ql_rank(&s->memory, scores, heads, n_heads, queries, n_queries, begin, end, piece);
+    leave(s);
+    return status;
+}
+
+static ql_status check_ascending(const char *what, int64_t value, int64_t least, int64_t most,
+                                 ql_error *err) {
+    if (value >= least && value < most) return QL_OK;
+    return ql_fail(
+        err, QL_INVALID_VALUE,
+        "%s must ascend, each below %lld, but %lld came where at least %lld was expected", what,
+        (long long)most, (long long)value, (long long)least);
+}
+
+ql_status ql_session_pin(ql_session *s, const int32_t *blocks, int n, ql_error *err) {
+    ql_status status = enter(s, err);
+    if (status) return status;
+    status = check_blocks(s, err);
+    for (int i = 0; i < n && !status; i++)
+        status = check_ascending("pinned blocks", blocks[i], i ? blocks[i - 1] + (int64_t)1 : 0,
+                                 s->memory.n_blocks, err);
+    if (!status && n > 0 && (int64_t)n * s->memory.config.block_size > MOST_RETRIEVED)
+        status = ql_fail(err, QL_INVALID_VALUE, "pinned blocks must hold at most %lld tokens",
+                         (long long)MOST_RETRIEVED);
+    if (!status) status = ql_memory_pin(&s->memory, blocks, n, err);
+    leave(s);
+    return status;
+}
+
+ql_session *ql_session_excerpt(ql_session *s, const int64_t *ranges, int n, ql_error *err) {
+    if (enter(s, err)) return NULL;
+    ql_status status = check_blocks(s, err);
+    int64_t tokens = 0;
+    for (int i = 0; i < n && !status; i++) {
+        status = check_ascending("ranges of an excerpt", ranges[2 * i], i ? ranges[2 * i - 1] : 0,
+                                 s->memory.n_tokens, err);
+        if (!status)
+            status = check_ascending("ranges of an excerpt", ranges[2 * i + 1], ranges[2 * i] + 1,
+                                     s->memory.n_tokens + 1, err);
+        tokens += ranges[2 * i + 1] - ranges[2 * i];
+    }
+    if (!status) status = check_range("the tokens of an excerpt", tokens, 1, QL_MAX_FULL, err);
+    ql_memory_config full = s->memory.config;
+    full.mode = QL_FULL;
+    ql_session *excerpt = status ? NULL : ql_session_new(s->model, &full, err);
+    if (excerpt && ql_take_excerpt(&excerpt->memory, &s->memory, ranges, n, err)) {
+        ql_session_free(excerpt);
+        excerpt = NULL;
+    }
+    leave(s);
+    return excerpt;
+}
+
+/* ---- what one may know ---- */
 
 int64_t ql_session_length(const ql_session *s) { return s->memory.n_tokens; }
 int64_t ql_session_blocks(const ql_session *s) { return s->memory.n_blocks; }
-size_t ql_session_bytes(const ql_session *s) { return atomic_load_explicit(&s->bytes, memory_order_relaxed); }
+size_t ql_session_bytes(const ql_session *s) {
+    return atomic_load_explicit(&s->bytes, memory_order_relaxed);
+}
 int64_t ql_session_trace_count(const ql_session *s) { return s->memory.trace.n; }
 const ql_trace_record *ql_session_trace(const ql_session *s, int64_t index) {
     return index < 0 || index >= s->memory.trace.n ? NULL : &s->memory.trace.records[index];
@@ -258,7 +404,8 @@ ql_status ql_session_question_vector(ql_session *s, int layer, float *out, ql_er
     status = check_range("layer", layer, 0, s->memory.heads.n_layers - 1, err);
     if (!status && !s->memory.question.known)
         status = ql_fail(err, QL_INVALID_VALUE,
-                         "there is no question vector yet: it is set when a question span has been read and more than n_local = %d "
+                         "there is no question vector yet: it is set when a question span has been "
+                         "read and more than n_local = %d "
                          "tokens wait",
                          s->memory.config.n_local);
     if (!status) ql_memory_question_vector(&s->memory, layer, out);

@@ -35,7 +35,9 @@ static ql_status grow_table(ql_store *store, int64_t n, ql_error *err) {
     if (n <= store->capacity) return QL_OK;
     int64_t capacity = n > 2 * store->capacity ? n : 2 * store->capacity;
     ql_slab **slabs = realloc(store->slabs, (size_t)capacity * sizeof *slabs);
-    if (!slabs) return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a table of %lld pages", (long long)capacity);
+    if (!slabs)
+        return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a table of %lld pages",
+                       (long long)capacity);
     store->slabs = slabs;
     store->capacity = capacity;
     return QL_OK;
@@ -47,14 +49,16 @@ ql_status ql_store_reserve(ql_store *store, int64_t n, ql_error *err) {
     while (store->n < n) {
         ql_slab *slab = slab_new(store->slab_bytes);
         if (!slab)
-            return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a page of %zu bytes after %lld such pages",
+            return ql_fail(err, QL_OUT_OF_MEMORY,
+                           "no memory for a page of %zu bytes after %lld such pages",
                            store->slab_bytes, (long long)store->n);
         store->slabs[store->n++] = slab;
     }
     return QL_OK;
 }
 
-ql_status ql_store_fork(ql_store *to, const ql_store *from, int64_t n_full, int64_t n_used, ql_error *err) {
+ql_status ql_store_fork(ql_store *to, const ql_store *from, int64_t n_full, int64_t n_used,
+                        ql_error *err) {
     *to = (ql_store){.slab_bytes = from->slab_bytes};
     ql_status status = grow_table(to, n_used, err);
     if (status) return status;
@@ -66,7 +70,8 @@ ql_status ql_store_fork(ql_store *to, const ql_store *from, int64_t n_full, int6
             slab = slab_new(from->slab_bytes);
             if (!slab) {
                 ql_store_clear(to);
-                return ql_fail(err, QL_OUT_OF_MEMORY, "no memory to copy a page of %zu bytes", from->slab_bytes);
+                return ql_fail(err, QL_OUT_OF_MEMORY, "no memory to copy a page of %zu bytes",
+                               from->slab_bytes);
             }
             memcpy(slab->data, from->slabs[i]->data, from->slab_bytes);
         }

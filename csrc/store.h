@@ -1,6 +1,5 @@
-/* store.h - append-only storage in slabs of one size, shared between forks: a slab that is full never changes again, so forks
- * own it together; the one still being filled is copied.
- */
+/* store.h - append-only storage in slabs of one size, shared between forks: a slab that is full
+ * never changes again, so forks own it together; the one still being filled is copied. */
 #ifndef QL_STORE_H
 #define QL_STORE_H
 
@@ -12,7 +11,7 @@ void *ql_alloc(size_t bytes);
 typedef struct ql_slab ql_slab;
 
 typedef struct ql_store {
-    ql_slab **slabs;   /* [n]; NULL where dropped */
+    ql_slab **slabs; /* [n]; NULL where dropped */
     int64_t n, capacity;
     size_t slab_bytes;
 } ql_store;
@@ -21,8 +20,10 @@ typedef struct ql_store {
 void *ql_store_at(const ql_store *store, int64_t i);
 /* Adds slabs until there are n; what was there stays where it is. */
 ql_status ql_store_reserve(ql_store *store, int64_t n, ql_error *err);
-/* Makes *to (uninitialised) a store of the first n_used slabs, of which the first n_full are shared, the rest copied. */
-ql_status ql_store_fork(ql_store *to, const ql_store *from, int64_t n_full, int64_t n_used, ql_error *err);
+/* Makes *to (uninitialised) a store of the first n_used slabs, of which the first n_full are
+ * shared, the rest copied. */
+ql_status ql_store_fork(ql_store *to, const ql_store *from, int64_t n_full, int64_t n_used,
+                        ql_error *err);
 void ql_store_drop(ql_store *store, int64_t end); /* gives up slabs before end */
 void ql_store_clear(ql_store *store);             /* gives up all */
 size_t ql_store_bytes(const ql_store *store);

@@ -1,19 +1,21 @@
-/* threads.h - the process's one pool of threads. A region is n_items pieces of work, fixed by the caller and independent of
- * the number of threads (so results are too); threads take the next item until none is left. One region runs at a time:
- * callers from several threads take turns, so that all models together never have more than QL_MAX_THREADS threads inside
- * OpenBLAS, which has that many buffers.
- */
+/* threads.h - the process's one pool of threads. A region is n_items pieces of work, fixed by the
+ * caller and independent of the number of threads (so results are too); threads take the next item
+ * until none is left. One region runs at a time: callers from several threads take turns, so that
+ * all models together never have more than QL_MAX_THREADS threads inside OpenBLAS, which has that
+ * many buffers. */
 #ifndef QL_THREADS_H
 #define QL_THREADS_H
 
 #include "ql.h"
 
-typedef void (*ql_task)(void *context, int item, int thread); /* 0 <= thread < n_threads: for scratch memory */
+typedef void (*ql_task)(void *context, int item,
+                        int thread); /* 0 <= thread < n_threads: for scratch memory */
 
 /* Starts workers until regions of n_threads threads can run. */
 ql_status ql_threads_reserve(int n_threads, ql_error *err);
 
-/* Runs task(context, 0 ... n_items-1, thread) on the caller and n_threads-1 workers; returns when all are done. */
+/* Runs task(context, 0 ... n_items-1, thread) on the caller and n_threads-1 workers; returns when
+ * all are done. */
 void ql_parallel(int n_threads, int n_items, ql_task task, void *context);
 
 #endif

@@ -13,14 +13,16 @@ static void forget(ql_trace *trace, int64_t from) {
     trace->n_reserved = from;
 }
 
-ql_status ql_trace_begin(ql_trace *trace, int n_layers, int64_t first_token, int n_tokens, int64_t n_blocks, int n_chosen,
-                         ql_error *err) {
+ql_status ql_trace_begin(ql_trace *trace, int n_layers, int64_t first_token, int n_tokens,
+                         int64_t n_blocks, int n_chosen, ql_error *err) {
     forget(trace, trace->n); /* of a chunk that was not committed */
     int64_t need = trace->n + n_layers;
     if (need > trace->capacity) {
         int64_t capacity = need > 2 * trace->capacity ? need : 2 * trace->capacity;
         ql_trace_record *records = realloc(trace->records, (size_t)capacity * sizeof *records);
-        if (!records) return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a trace of %lld records", (long long)need);
+        if (!records)
+            return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a trace of %lld records",
+                           (long long)need);
         trace->records = records;
         trace->capacity = capacity;
     }
@@ -30,7 +32,8 @@ ql_status ql_trace_begin(ql_trace *trace, int n_layers, int64_t first_token, int
         if (!ids || !scores) {
             free(ids);
             free(scores);
-            return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a trace record of %lld blocks", (long long)n_blocks);
+            return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a trace record of %lld blocks",
+                           (long long)n_blocks);
         }
         trace->records[trace->n_reserved++] =
             (ql_trace_record){first_token, n_tokens, layer, (int)n_blocks, n_chosen, ids, scores};
@@ -40,8 +43,10 @@ ql_status ql_trace_begin(ql_trace *trace, int n_layers, int64_t first_token, int
 
 void ql_trace_put(ql_trace *trace, int layer, const int32_t *block_ids, const float *scores) {
     ql_trace_record *record = &trace->records[trace->n + layer];
-    if (record->n_chosen) memcpy((void *)record->block_ids, block_ids, (size_t)record->n_chosen * sizeof *block_ids);
-    if (record->n_blocks) memcpy((void *)record->scores, scores, (size_t)record->n_blocks * sizeof *scores);
+    if (record->n_chosen)
+        memcpy((void *)record->block_ids, block_ids, (size_t)record->n_chosen * sizeof *block_ids);
+    if (record->n_blocks)
+        memcpy((void *)record->scores, scores, (size_t)record->n_blocks * sizeof *scores);
 }
 
 void ql_trace_commit(ql_trace *trace) { trace->n = trace->n_reserved; }
@@ -55,6 +60,7 @@ void ql_trace_clear(ql_trace *trace) {
 size_t ql_trace_bytes(const ql_trace *trace) {
     size_t bytes = (size_t)trace->capacity * sizeof *trace->records;
     for (int64_t i = 0; i < trace->n_reserved; i++)
-        bytes += trace->records[i].n_chosen * sizeof(int32_t) + trace->records[i].n_blocks * sizeof(float);
+        bytes += trace->records[i].n_chosen * sizeof(int32_t) +
+                 trace->records[i].n_blocks * sizeof(float);
     return bytes;
 }

@@ -1,4 +1,5 @@
-/* trace.h - what the lookups saw and chose, kept for whoever asks. A chunk's records become visible when it is committed. */
+/* trace.h - what the lookups saw and chose, kept for whoever asks. A chunk's records become visible
+ * when it is committed. */
 #ifndef QL_TRACE_H
 #define QL_TRACE_H
 
@@ -10,8 +11,8 @@ typedef struct ql_trace {
 } ql_trace;
 
 /* Room for a chunk's records, one per layer, each with n_blocks scores and n_chosen ids. */
-ql_status ql_trace_begin(ql_trace *trace, int n_layers, int64_t first_token, int n_tokens, int64_t n_blocks, int n_chosen,
-                         ql_error *err);
+ql_status ql_trace_begin(ql_trace *trace, int n_layers, int64_t first_token, int n_tokens,
+                         int64_t n_blocks, int n_chosen, ql_error *err);
 void ql_trace_put(ql_trace *trace, int layer, const int32_t *block_ids, const float *scores);
 void ql_trace_commit(ql_trace *trace);
 void ql_trace_clear(ql_trace *trace);

@@ -22,7 +22,8 @@ typedef struct slot {
 } slot;
 
 #define LAYER(field) offsetof(ql_layer, field)
-static const slot LAYER_SLOTS[] = { /* after "model.layers.<i>." */
+static const slot LAYER_SLOTS[] = {
+    /* after "model.layers.<i>." */
     {"input_layernorm.weight", LAYER(input_norm), VECTOR, E, NONE, ALWAYS},
     {"self_attn.q_proj.weight", LAYER(q), MATRIX, HD, E, ALWAYS},
     {"self_attn.q_proj.bias", LAYER(q), BIAS, HD, NONE, QKV_BIAS},
@@ -45,7 +46,10 @@ static const slot MODEL_SLOTS[] = {
     {"model.norm.weight", offsetof(ql_weights, norm), VECTOR, E, NONE, ALWAYS},
     {"lm_head.weight", offsetof(ql_weights, head), MATRIX, V, E, UNTIED},
 };
-enum { N_LAYER_SLOTS = sizeof LAYER_SLOTS / sizeof *LAYER_SLOTS, N_MODEL_SLOTS = sizeof MODEL_SLOTS / sizeof *MODEL_SLOTS };
+enum {
+    N_LAYER_SLOTS = sizeof LAYER_SLOTS / sizeof *LAYER_SLOTS,
+    N_MODEL_SLOTS = sizeof MODEL_SLOTS / sizeof *MODEL_SLOTS
+};
 
 static int size_of(dim d, const ql_config *c) {
     switch (d) {
@@ -82,8 +86,10 @@ ql_status ql_weights_init(ql_weights *w, const ql_config *c, ql_dtype dtype, ql_
         for (int i = 0; i < n; i++) {
             const slot *s = l < 0 ? &MODEL_SLOTS[i] : &LAYER_SLOTS[i];
             if (s->kind != MATRIX) continue;
-            ql_matrix *matrix = (ql_matrix *)((char *)(l < 0 ? (void *)w : (void *)&w->layers[l]) + s->offset);
-            *matrix = (ql_matrix){.n_out = size_of(s->rows, c), .n_in = size_of(s->columns, c), .dtype = dtype};
+            ql_matrix *matrix =
+                (ql_matrix *)((char *)(l < 0 ? (void *)w : (void *)&w->layers[l]) + s->offset);
+            *matrix = (ql_matrix){
+                .n_out = size_of(s->rows, c), .n_in = size_of(s->columns, c), .dtype = dtype};
         }
     }
     return QL_OK;
@@ -134,7 +140,8 @@ enum { CONVERT_ROWS = 64 };
 
 static void convert_task(void *context, int item, int thread) {
     const conversion *x = context;
-    size_t begin = (size_t)item * CONVERT_ROWS, end = begin + CONVERT_ROWS < x->n_rows ? begin + CONVERT_ROWS : x->n_rows;
+    size_t begin = (size_t)item * CONVERT_ROWS,
+           end = begin + CONVERT_ROWS < x->n_rows ? begin + CONVERT_ROWS : x->n_rows;
     size_t from_bytes = x->n / ql_dtype_block(x->from_dtype) * ql_dtype_block_bytes(x->from_dtype);
     for (size_t i = begin; i < end; i++) {
         const char *from = (const char *)x->from + i * from_bytes;
@@ -150,15 +157,17 @@ static void convert_task(void *context, int item, int thread) {
     }
 }
 
-/* Returns the tensor as to_dtype: data itself when borrowed, else memory that w owns; NULL when there is none. */
-static const void *keep(ql_weights *w, const ql_kernels *kernels, int n_threads, const void *data, ql_dtype from, ql_dtype to,
-                        size_t n_rows, size_t n, bool *borrow) {
+/* Returns the tensor as to_dtype: data itself when borrowed, else memory that w owns; NULL when
+ * there is none. */
+static const void *keep(ql_weights *w, const ql_kernels *kernels, int n_threads, const void *data,
+                        ql_dtype from, ql_dtype to, size_t n_rows, size_t n, bool *borrow) {
     size_t item = ql_dtype_block_bytes(to);
     *borrow = *borrow && from == to && (uintptr_t)data % item == 0;
     w->bytes += n_rows * n * item;
     if (*borrow) return data;
     void *memory = ql_alloc(n_rows * n * item);
-    float *rows = from != to && to != QL_F32 ? ql_alloc((size_t)n_threads * n * sizeof *rows) : NULL;
+    float *rows =
+        from != to && to != QL_F32 ? ql_alloc((size_t)n_threads * n * sizeof *rows) : NULL;
     if (!memory || (from != to && to != QL_F32 && !rows)) {
         free(memory);
         free(rows);
@@ -177,49 +186,62 @@ static void shape_text(char *text, size_t size, const int64_t *shape, int rank) 
     if (at < size) snprintf(text + at, size - at, "]");
 }
 
-static ql_status check(const slot *s, const ql_config *c, const char *name, ql_dtype dtype, const int64_t *shape, int rank,
-                       ql_error *err) {
+static ql_status check(const slot *s, const ql_config *c, const char *name, ql_dtype dtype,
+                       const int64_t *shape, int rank, ql_error *err) {
     int64_t expected[2] = {size_of(s->rows, c), size_of(s->columns, c)};
     int expected_rank = s->kind == MATRIX ? 2 : 1;
-    bool same = rank == expected_rank && shape[0] == expected[0] && (rank == 1 || shape[1] == expected[1]);
+    bool same =
+        rank == expected_rank && shape[0] == expected[0] && (rank == 1 || shape[1] == expected[1]);
     if (!same) {
         char want[64], got[64];
         shape_text(want, sizeof want, expected, expected_rank);
         shape_text(got, sizeof got, shape, rank);
-        return ql_fail(err, QL_INVALID_VALUE, "tensor '%s' must have the shape %s by the config, but has %s", name, want, got);
+        return ql_fail(err, QL_INVALID_VALUE,
+                       "tensor '%s' must have the shape %s by the config, but has %s", name, want,
+                       got);
     }
-    if ((unsigned)dtype >= QL_N_DTYPES) return ql_fail(err, QL_INVALID_TYPE, "tensor '%s' has no known dtype", name);
+    if ((unsigned)dtype >= QL_N_DTYPES)
+        return ql_fail(err, QL_INVALID_TYPE, "tensor '%s' has no known dtype", name);
     if (shape[rank - 1] % (int64_t)ql_dtype_block(dtype))
-        return ql_fail(err, QL_INVALID_VALUE, "tensor '%s' is %s, whose blocks of %zu do not divide its rows of %lld", name,
-                       ql_dtype_name(dtype), ql_dtype_block(dtype), (long long)shape[rank - 1]);
+        return ql_fail(err, QL_INVALID_VALUE,
+                       "tensor '%s' is %s, whose blocks of %zu do not divide its rows of %lld",
+                       name, ql_dtype_name(dtype), ql_dtype_block(dtype),
+                       (long long)shape[rank - 1]);
     return QL_OK;
 }
 
-ql_status ql_weights_set(ql_weights *w, const ql_config *c, const ql_kernels *kernels, int n_threads, const char *name,
-                         const void *data, ql_dtype dtype, const int64_t *shape, int rank, bool *borrow, ql_error *err) {
+ql_status ql_weights_set(ql_weights *w, const ql_config *c, const ql_kernels *kernels,
+                         int n_threads, const char *name, const void *data, ql_dtype dtype,
+                         const int64_t *shape, int rank, bool *borrow, ql_error *err) {
     void *base = NULL;
     const slot *s = find(w, c, name, &base);
     if (!s && harmless(name)) return QL_OK;
     if (!s)
         return ql_fail(err, QL_MISSING_KEY,
-                       "tensor '%.200s' is not part of a Llama model of %d layers: check the config, or leave it out", name,
-                       c->num_hidden_layers);
+                       "tensor '%.200s' is not part of a Llama model of %d layers: check the "
+                       "config, or leave it out",
+                       name, c->num_hidden_layers);
     /* A tied checkpoint may hold its head a second time; HuggingFace ignores it too. */
     if (!wanted(s, c) && s->when == UNTIED) return QL_OK;
     if (!wanted(s, c))
-        return ql_fail(err, QL_MISSING_KEY, "tensor '%.200s' came, but the config says that there is no such bias", name);
+        return ql_fail(err, QL_MISSING_KEY,
+                       "tensor '%.200s' came, but the config says that there is no such bias",
+                       name);
     ql_status status = check(s, c, name, dtype, shape, rank, err);
     if (status) return status;
     ql_matrix *matrix = (ql_matrix *)((char *)base + s->offset);
-    const float **vector = s->kind == BIAS ? &matrix->bias : (const float **)((char *)base + s->offset);
+    const float **vector =
+        s->kind == BIAS ? &matrix->bias : (const float **)((char *)base + s->offset);
     if (s->kind == MATRIX ? matrix->data != NULL : *vector != NULL)
         return ql_fail(err, QL_INVALID_VALUE, "tensor '%s' came twice", name);
     ql_dtype to = s->kind == MATRIX ? matrix->dtype : QL_F32;
     size_t n_rows = s->kind == MATRIX ? (size_t)shape[0] : 1, n = (size_t)shape[rank - 1];
     const void *kept = keep(w, kernels, n_threads, data, dtype, to, n_rows, n, borrow);
     if (!kept) return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for tensor '%s'", name);
-    if (s->kind == MATRIX) matrix->data = kept;
-    else *vector = kept;
+    if (s->kind == MATRIX)
+        matrix->data = kept;
+    else
+        *vector = kept;
     return QL_OK;
 }
 
@@ -239,13 +261,17 @@ ql_status ql_weights_seal(ql_weights *w, const ql_config *c, ql_error *err) {
             const slot *s = l < 0 ? &MODEL_SLOTS[i] : &LAYER_SLOTS[i];
             if (!wanted(s, c) || given(s, base)) continue;
             if (!missing++) {
-                if (l < 0) snprintf(first, sizeof first, "%s", s->name);
-                else snprintf(first, sizeof first, "model.layers.%d.%s", l, s->name);
+                if (l < 0)
+                    snprintf(first, sizeof first, "%s", s->name);
+                else
+                    snprintf(first, sizeof first, "model.layers.%d.%s", l, s->name);
             }
         }
     }
     if (missing)
-        return ql_fail(err, QL_MISSING_KEY, "%d tensors that the config asks for are missing, the first is '%s'", missing, first);
+        return ql_fail(err, QL_MISSING_KEY,
+                       "%d tensors that the config asks for are missing, the first is '%s'",
+                       missing, first);
     if (c->tie_word_embeddings) w->head = w->embed;
     return QL_OK;
 }

@@ -20,10 +20,12 @@ typedef struct ql_weights {
     size_t bytes;
 } ql_weights;
 
-ql_status ql_weights_init(ql_weights *weights, const ql_config *config, ql_dtype dtype, ql_error *err);
+ql_status ql_weights_init(ql_weights *weights, const ql_config *config, ql_dtype dtype,
+                          ql_error *err);
 /* As ql_model_set. */
-ql_status ql_weights_set(ql_weights *weights, const ql_config *config, const ql_kernels *kernels, int n_threads, const char *name,
-                         const void *data, ql_dtype dtype, const int64_t *shape, int rank, bool *borrow, ql_error *err);
+ql_status ql_weights_set(ql_weights *weights, const ql_config *config, const ql_kernels *kernels,
+                         int n_threads, const char *name, const void *data, ql_dtype dtype,
+                         const int64_t *shape, int rank, bool *borrow, ql_error *err);
 /* Checks that nothing is missing; ties the head. */
 ql_status ql_weights_seal(ql_weights *weights, const ql_config *config, ql_error *err);
 void ql_weights_clear(ql_weights *weights);

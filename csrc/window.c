@@ -5,9 +5,15 @@
 
 #include "error.h"
 
-static size_t key_rows(const ql_window *w) { return (size_t)w->heads.n_layers * w->heads.n_kv_heads; }
-static size_t score_rows(const ql_window *w) { return (size_t)w->heads.n_layers * w->heads.n_heads; }
-static size_t key_bytes(const ql_window *w) { return (size_t)w->heads.head_dim * ql_kv_item(w->dtype); }
+static size_t key_rows(const ql_window *w) {
+    return (size_t)w->heads.n_layers * w->heads.n_kv_heads;
+}
+static size_t score_rows(const ql_window *w) {
+    return (size_t)w->heads.n_layers * w->heads.n_heads;
+}
+static size_t key_bytes(const ql_window *w) {
+    return (size_t)w->heads.head_dim * ql_kv_item(w->dtype);
+}
 
 size_t ql_window_bytes(const ql_window *w) {
     return (size_t)w->capacity * (key_rows(w) * key_bytes(w) + score_rows(w) * sizeof *w->scores);
@@ -50,15 +56,21 @@ void ql_window_advance(ql_window *w, int64_t keep, int64_t begin, int64_t end) {
         w->first = keep;
     }
     for (size_t i = 0; i < score_rows(w); i++)
-        memset(w->scores + i * w->capacity + (begin - w->first), 0, (size_t)(end - begin) * sizeof *w->scores);
+        memset(w->scores + i * w->capacity + (begin - w->first), 0,
+               (size_t)(end - begin) * sizeof *w->scores);
 }
 
-ql_status ql_window_fork(ql_window *to, const ql_window *from, ql_error *err) {
+ql_status ql_window_fork(ql_window *to, const ql_window *from, int64_t end, ql_error *err) {
     *to = *from;
     ql_status status = allocate(to, err);
     if (status) return status;
-    memcpy(to->keys, from->keys, key_rows(from) * from->capacity * key_bytes(from));
-    memcpy(to->scores, from->scores, score_rows(from) * from->capacity * sizeof *from->scores);
+    size_t n = (size_t)(end - from->first), keys = from->capacity * key_bytes(from);
+    for (size_t i = 0; i < key_rows(from); i++)
+        memcpy((char *)to->keys + i * keys, (const char *)from->keys + i * keys,
+               n * key_bytes(from));
+    for (size_t i = 0; i < score_rows(from); i++)
+        memcpy(to->scores + i * from->capacity, from->scores + i * from->capacity,
+               n * sizeof *to->scores);
     return QL_OK;
 }
 

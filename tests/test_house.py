@@ -27,6 +27,8 @@ LAYERS = (
     ("linear", "kv"),
     ("window", "lookup", "attention"),
     ("memory",),
+    ("chunk",),
+    ("retrieval",),
     ("weights",),
     ("ql_internal",),
     ("model",),
@@ -236,7 +238,7 @@ def code_and_macros(path: Path) -> str:
 
 
 def test_memory_knows_heads_not_models() -> None:
-    files = sorted(CSRC.glob("memory*.[ch]"))
+    files = sorted([*CSRC.glob("memory*.[ch]"), *CSRC.glob("chunk*.[ch]")])
     assert files
     wrong = [
         f"{name(path)} names {word}"

@@ -1,4 +1,5 @@
-/* The core by its public header alone: every mode, transactions, forks, sharing between threads, refusals. */
+/* The core by its public header alone: every mode, transactions, forks, sharing between threads,
+ * refusals. */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -11,8 +12,16 @@ enum { N = 157, VOCAB = 61, WIDTH = 40 };
 static int32_t ids[N];
 
 static ql_memory_config memory_of(ql_mode mode) {
-    return (ql_memory_config){.mode = mode, .n_init = 5, .n_local = 16, .block_size = 4, .topk = 3, .repr_topk = 2,
-                              .exc_block_size = 12, .question_weight = 1, .kv_dtype = QL_F32, .trace = true};
+    return (ql_memory_config){.mode = mode,
+                              .n_init = 5,
+                              .n_local = 16,
+                              .block_size = 4,
+                              .topk = 3,
+                              .repr_topk = 2,
+                              .exc_block_size = 12,
+                              .question_weight = 1,
+                              .kv_dtype = QL_F32,
+                              .trace = true};
 }
 
 static ql_model *model_with(int n_threads) {
@@ -35,7 +44,9 @@ static ql_session *session_in(ql_model *model, ql_mode mode) {
 static void feed(ql_session *s, int from, int to, float *logits) {
     ql_error err = {0};
     ql_feed all = {.all_logits = true};
-    CHECK_EQUAL(ql_session_feed(s, ids + from, to - from, &all, logits + (size_t)from * VOCAB, &err), QL_OK);
+    CHECK_EQUAL(
+        ql_session_feed(s, ids + from, to - from, &all, logits + (size_t)from * VOCAB, &err),
+        QL_OK);
     if (err.code) printf("    %s\n", err.text);
 }
 
@@ -130,8 +141,10 @@ static void the_question_and_the_lookup_matter(void) {
     float vector[WIDTH];
     for (int change = 0; change < 2; change++) {
         ql_memory_config memory = memory_of(QL_QLLM);
-        if (change == 0) memory.question_weight = 0;
-        else memory.topk = 0;
+        if (change == 0)
+            memory.question_weight = 0;
+        else
+            memory.topk = 0;
         ql_session *s = session_in(model, QL_QLLM), *changed = ql_session_new(model, &memory, &err);
         CHECK_EQUAL(ql_session_set_question(changed, 2, 6, &err), QL_OK);
         CHECK_EQUAL(ql_session_question_vector(s, 0, vector, &err), QL_INVALID_VALUE);
@@ -169,7 +182,8 @@ static void a_model_serves_many_threads(void) {
         pthread_create(&threads[i], NULL, read_all, &readers[i]);
     }
     for (int i = 0; i < READERS; i++) pthread_join(threads[i], NULL);
-    for (int i = 1; i < READERS; i++) CHECK_SAME_BITS(readers[i].logits, readers[0].logits, sizeof readers[0].logits);
+    for (int i = 1; i < READERS; i++)
+        CHECK_SAME_BITS(readers[i].logits, readers[0].logits, sizeof readers[0].logits);
     ql_model_free(model);
 }
 
@@ -179,7 +193,8 @@ typedef struct intruder {
     bool tried;
 } intruder;
 
-static bool intrude(void *context) { /* polled while the session is at work: to itself it is another user */
+static bool
+intrude(void *context) { /* polled while the session is at work: to itself it is another user */
     intruder *x = context;
     ql_error err = {0};
     x->status = ql_session_reset(x->session, &err);
@@ -247,8 +262,10 @@ static void refusals_are_sentences(void) {
     uint64_t seed = 1;
     CHECK_EQUAL(tiny_set(model, "model.norm.weight", 25, 0, 0, 1, &seed, &err), QL_INVALID_VALUE);
     CHECK_CONTAINS(err.text, "must have the shape [24]");
-    CHECK_EQUAL(tiny_set(model, "model.layers.3.input_layernorm.weight", 24, 0, 0, 1, &seed, &err), QL_MISSING_KEY);
-    CHECK_EQUAL(tiny_set(model, "model.layers.0.self_attn.q_proj.bias", 40, 0, 0, 1, &seed, &err), QL_MISSING_KEY);
+    CHECK_EQUAL(tiny_set(model, "model.layers.3.input_layernorm.weight", 24, 0, 0, 1, &seed, &err),
+                QL_MISSING_KEY);
+    CHECK_EQUAL(tiny_set(model, "model.layers.0.self_attn.q_proj.bias", 40, 0, 0, 1, &seed, &err),
+                QL_MISSING_KEY);
     CHECK_EQUAL(tiny_set(model, "model.norm.weight", 24, 0, 0, 1, &seed, &err), QL_OK);
     CHECK_EQUAL(tiny_set(model, "model.norm.weight", 24, 0, 0, 1, &seed, &err), QL_INVALID_VALUE);
     CHECK_CONTAINS(err.text, "came twice");
@@ -266,15 +283,21 @@ static void nan_weights_stay_in_bounds(void) {
     CHECK_EQUAL(tiny_set(model, "lm_head.weight", VOCAB, 24, 0, 1, &seed, &err), QL_OK);
     CHECK_EQUAL(tiny_set(model, "model.norm.weight", 24, 0, 1, 0, &seed, &err), QL_OK);
     const char *layer = "model.layers.0.";
-    const struct { const char *name; int rows, columns; } tensors[] = {
-        {"input_layernorm.weight", 24, 0}, {"post_attention_layernorm.weight", 24, 0}, {"self_attn.q_proj.weight", 40, 24},
-        {"self_attn.k_proj.weight", 20, 24}, {"self_attn.v_proj.weight", 20, 24}, {"self_attn.o_proj.weight", 24, 40},
-        {"mlp.gate_proj.weight", 40, 24}, {"mlp.up_proj.weight", 40, 24}, {"mlp.down_proj.weight", 24, 40}};
+    const struct {
+        const char *name;
+        int rows, columns;
+    } tensors[] = {{"input_layernorm.weight", 24, 0},   {"post_attention_layernorm.weight", 24, 0},
+                   {"self_attn.q_proj.weight", 40, 24}, {"self_attn.k_proj.weight", 20, 24},
+                   {"self_attn.v_proj.weight", 20, 24}, {"self_attn.o_proj.weight", 24, 40},
+                   {"mlp.gate_proj.weight", 40, 24},    {"mlp.up_proj.weight", 40, 24},
+                   {"mlp.down_proj.weight", 24, 40}};
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
         char name[80];
         snprintf(name, sizeof name, "%s%s", layer, tensors[i].name);
         float center = i == 3 ? NAN : 0; /* keys */
-        CHECK_EQUAL(tiny_set(model, name, tensors[i].rows, tensors[i].columns, center, 0.3f, &seed, &err), QL_OK);
+        CHECK_EQUAL(
+            tiny_set(model, name, tensors[i].rows, tensors[i].columns, center, 0.3f, &seed, &err),
+            QL_OK);
     }
     CHECK_EQUAL(ql_model_seal(model, &err), QL_OK);
     static float logits[N * VOCAB];
@@ -283,7 +306,8 @@ static void nan_weights_stay_in_bounds(void) {
     for (int64_t i = 0; i < ql_session_trace_count(s); i++) {
         const ql_trace_record *record = ql_session_trace(s, i);
         for (int j = 0; j < record->n_chosen; j++)
-            CHECK(record->block_ids[j] >= (j ? record->block_ids[j - 1] + 1 : 0) && record->block_ids[j] < record->n_blocks);
+            CHECK(record->block_ids[j] >= (j ? record->block_ids[j - 1] + 1 : 0) &&
+                  record->block_ids[j] < record->n_blocks);
     }
     ql_session_free(s);
     ql_model_free(model);
@@ -296,9 +320,12 @@ static void borrowed_weights_are_not_copied(void) {
     _Alignas(64) static float norm[25];
     int64_t shape[] = {24};
     bool borrowed = false;
-    CHECK_EQUAL(ql_model_set(model, "model.norm.weight", norm, QL_F32, shape, 1, true, &borrowed, &err), QL_OK);
+    CHECK_EQUAL(
+        ql_model_set(model, "model.norm.weight", norm, QL_F32, shape, 1, true, &borrowed, &err),
+        QL_OK);
     CHECK(borrowed);
-    CHECK_EQUAL(ql_model_set(model, "model.layers.0.input_layernorm.weight", (char *)norm + 1, QL_F32, shape, 1, true, &borrowed, &err),
+    CHECK_EQUAL(ql_model_set(model, "model.layers.0.input_layernorm.weight", (char *)norm + 1,
+                             QL_F32, shape, 1, true, &borrowed, &err),
                 QL_OK);
     CHECK(!borrowed); /* not aligned */
     ql_model_free(model);

@@ -1,0 +1,370 @@
+/* chunk.c - one execution chunk through the memory: begin (all that it needs), attend in each
+ * layer (steps 1 to 5 of docs/qllm.md), commit (6 and 7). */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention.h"
+#include "error.h"
+#include "memory.h"
+#include "rope.h"
+#include "threads.h"
+
+enum { WRITE_TOKENS = 32 };
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int most_chosen(const ql_memory *m) {
+    return m->pinned ? m->n_pinned : (int)min64(m->config.topk, m->n_blocks);
+}
+
+static int64_t local_keys(const ql_memory *m) { return m->n_tokens + m->chunk - m->local_first; }
+
+/* ---- begin: every allocation of a chunk ---- */
+
+/* Makes the pointer at *items hold n of size bytes; what was there is lost. */
+static ql_status room(void *items, size_t *capacity, size_t n, size_t size, ql_error *err) {
+    if (n <= *capacity) return QL_OK;
+    n += n / 2;
+    void *old, *memory = ql_alloc(n * size);
+    if (!memory)
+        return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a chunk's state (%zu bytes)",
+                       n * size);
+    memcpy(&old, items, sizeof old); /* copied, not cast: pointers of other types may not alias */
+    memcpy(items, &memory, sizeof memory);
+    free(old);
+    *capacity = n;
+    return QL_OK;
+}
+
+static ql_status tables(ql_memory *m, ql_error *err) {
+    size_t half = (size_t)m->heads.head_dim / 2, n = m->chunk * half, capacity = m->tables_capacity;
+    ql_status status = room(&m->cos, &capacity, n, sizeof *m->cos, err);
+    if (!status) status = room(&m->sin, &m->tables_capacity, n, sizeof *m->sin, err);
+    if (!status) ql_rope_table(m->cos, m->sin, m->inv_freq, (int)half, m->n_tokens, m->chunk);
+    return status;
+}
+
+/* Most spans of a chunk: retrieved blocks, first tokens, remainder, window. */
+static size_t most_spans(const ql_memory *m) {
+    int64_t pages = ql_memory_full(m) ? m->n_tokens + m->chunk
+                                      : m->config.n_local + 2 * (m->config.block_size + m->chunk);
+    return (size_t)(most_chosen(m) + 8 + 2 * (pages / m->kv.page_tokens + 2));
+}
+
+ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
+    int64_t end = m->n_tokens + n_tokens;
+    m->chunk = n_tokens;
+    m->local_first = m->n_tokens >= m->reach ? m->n_tokens - m->reach + 1 : 0;
+    ql_status status = ql_kv_reserve(&m->kv, end, err);
+    if (!status) status = tables(m, err);
+    if (!status) status = room(&m->spans, &m->spans_capacity, most_spans(m), sizeof *m->spans, err);
+    if (!status && ql_memory_has_blocks(m)) {
+        int64_t blocks = m->n_blocks + n_tokens / m->config.block_size + 1;
+        size_t mass = (size_t)m->heads.n_layers * m->heads.n_heads * (size_t)local_keys(m);
+        status = ql_index_reserve(&m->index, blocks, err);
+        if (!status)
+            status = room(&m->scores, &m->scores_capacity, (size_t)blocks, sizeof *m->scores, err);
+        if (!status) status = room(&m->mass, &m->mass_capacity, mass, sizeof *m->mass, err);
+    }
+    if (!status && m->config.trace) {
+        status = ql_trace_begin(&m->trace, m->heads.n_layers, m->n_tokens, n_tokens, m->n_blocks,
+                                most_chosen(m), err);
+    }
+    if (status) return status;
+    int64_t keep = ql_memory_sinks_only(m) ? m->local_first
+                                           : min64(m->local_first, ql_memory_first_waiting(m));
+    if (!ql_memory_full(m)) ql_window_advance(&m->window, keep, m->n_tokens, end);
+    return QL_OK;
+}
+
+/* ---- a layer of a chunk ---- */
+
+typedef struct writing {
+    ql_memory *m;
+    const float *k, *v; /* [T, G*D] */
+    int layer;
+} writing;
+
+/* Keys and values of WRITE_TOKENS tokens go to their pages, rotated keys to the window. Pages hold
+ * keys as far queries will meet them: un-rotated, but at their own positions in mode full and for
+ * StreamingLLM's sinks. */
+static void write_task(void *context, int item, int thread) {
+    (void)thread;
+    const writing *x = context;
+    ql_memory *m = x->m;
+    int D = m->heads.head_dim, G = m->heads.n_kv_heads,
+        end = (int)min64((item + 1) * WRITE_TOKENS, m->chunk);
+    float rotated[QL_MAX_HEAD_DIM];
+    for (int t = item * WRITE_TOKENS; t < end; t++) {
+        int64_t token = m->n_tokens + t;
+        bool in_place =
+            ql_memory_full(m) || (m->config.mode == QL_STREAM && token < m->config.n_init);
+        const float *cos = m->cos + (size_t)t * (D / 2), *sin = m->sin + (size_t)t * (D / 2);
+        for (int g = 0; g < G; g++) {
+            const float *key = x->k + ((size_t)t * G + g) * D,
+                        *value = x->v + ((size_t)t * G + g) * D;
+            m->kernels->rope(rotated, key, cos, sin, D);
+            ql_kv_write(&m->kv, m->kernels, x->layer, token, g, in_place ? rotated : key, value);
+            if (!ql_memory_full(m))
+                ql_put_row(m->kernels, ql_window_key(&m->window, x->layer, g, token), rotated,
+                           m->config.kv_dtype, D);
+        }
+    }
+}
+
+/* Keeps the question's queries that this chunk holds. */
+static void hear_question(ql_memory *m, int layer, const float *q) {
+    ql_question *question = &m->question;
+    int64_t begin = max64(question->begin, m->n_tokens),
+            end = min64(question->end, m->n_tokens + m->chunk);
+    if (question->known || begin >= end) return;
+    size_t span = (size_t)(question->end - question->begin), row = ql_memory_width(m);
+    memcpy(question->queries + (layer * span + (size_t)(begin - question->begin)) * row,
+           q + (size_t)(begin - m->n_tokens) * row, (size_t)(end - begin) * row * sizeof *q);
+}
+
+/* Rotates every head of a vector [H*D] to the far distance. */
+static void rotate_far(const ql_memory *m, float *vector) {
+    for (int h = 0; h < m->heads.n_heads; h++) {
+        float *head = vector + (size_t)h * m->heads.head_dim;
+        m->kernels->rope(head, head, m->far_cos, m->far_sin, m->heads.head_dim);
+    }
+}
+
+/* Sums the chunk's queries, and copies those of the heads that the caller listens to. */
+static void listen(ql_memory *m, int layer, const float *q) {
+    size_t D = m->heads.head_dim, row = ql_memory_width(m);
+    float *sum = m->chunk_sum + layer * row;
+    memcpy(sum, q, row * sizeof *sum);
+    for (int t = 1; t < m->chunk; t++) m->kernels->add(sum, q + t * row, row);
+    for (int i = 0; m->feed && i < m->feed->n_heads; i++) {
+        if (m->feed->heads[i].layer != layer) continue;
+        float *to = m->feed->queries + ((size_t)i * (size_t)m->call_tokens + (size_t)m->heard) * D;
+        for (int t = 0; t < m->chunk; t++)
+            memcpy(to + t * D, q + t * row + m->feed->heads[i].head * D, D * sizeof *to);
+    }
+}
+
+/* Step 2: the best blocks by s(B, H) + beta s(B, Q) (eq. 5-7; the authors' code: the mean query,
+ * one choice for all heads). Returns how many were chosen. */
+static int look_up(ql_memory *m, int layer) {
+    int k = (int)min64(m->config.topk, m->n_blocks);
+    size_t width = ql_memory_width(m);
+    memcpy(m->query, m->chunk_sum + layer * width, width * sizeof *m->query);
+    m->kernels->scale(m->query, 1.0f / (float)m->chunk, width);
+    rotate_far(m, m->query);
+    if (m->config.mode == QL_QLLM && m->question.known) {
+        const float *question = m->question.vectors + layer * width;
+        for (size_t i = 0; i < width; i++)
+            m->query[i] += m->config.question_weight * question[i];
+    }
+    ql_score_blocks(m->scores, &m->index, m->kernels, m->n_threads, layer, m->query, m->n_blocks);
+    ql_choose(m->chosen, k, m->scores, m->n_blocks);
+    return k;
+}
+
+/* The blocks that a layer of the chunk retrieves: *chosen [as many as returned]. */
+static int retrieve(ql_memory *m, int layer, const float *q, const int32_t **chosen) {
+    *chosen = m->chosen;
+    int n_chosen = 0;
+    if (ql_memory_has_blocks(m)) {
+        listen(m, layer, q);
+        bool by_score = !m->pinned && m->config.topk > 0;
+        if (m->n_blocks > 0 && (by_score || m->config.trace)) n_chosen = look_up(m, layer);
+    }
+    if (m->pinned) {
+        *chosen = m->pinned;
+        n_chosen = m->n_pinned;
+    }
+    if (m->config.trace) ql_trace_put(&m->trace, layer, *chosen, m->scores);
+    return n_chosen;
+}
+
+/* Appends the spans of the tokens [begin, end). */
+static int add_spans(const ql_memory *m, int layer, ql_span *spans, int n, int64_t begin,
+                     int64_t end) {
+    while (begin < end) {
+        spans[n] = ql_kv_span(&m->kv, layer, begin, end - begin);
+        begin += spans[n++].n;
+    }
+    return n;
+}
+
+/* Step 3: {retrieved blocks, first tokens, remainder}, in this order: the remainder last, since
+ * masks hide its end. */
+static int global_spans(const ql_memory *m, int layer, ql_span *spans, const int32_t *chosen,
+                        int n_chosen) {
+    if (ql_memory_full(m)) return 0;
+    if (ql_memory_sinks_only(m))
+        return add_spans(m, layer, spans, 0, 0, min64(m->config.n_init, m->n_tokens));
+    int n = 0, P = m->config.block_size;
+    for (int i = 0; i < n_chosen; i++) {
+        int64_t token = m->config.n_init + (int64_t)chosen[i] * P;
+        n = add_spans(m, layer, spans, n, token, token + P);
+    }
+    n = add_spans(m, layer, spans, n, 0, m->n_first);
+    int64_t waiting = ql_memory_first_waiting(m);
+    return add_spans(m, layer, spans, n, waiting,
+                     max64(waiting, m->n_tokens + m->chunk - m->config.n_local));
+}
+
+/* Step 1: the window's keys, rotated, with the values that lie in the pages. */
+static int local_spans(const ql_memory *m, int layer, ql_span *spans) {
+    int n = add_spans(m, layer, spans, 0, m->local_first, m->n_tokens + m->chunk);
+    for (int i = 0; i < n && !ql_memory_full(m); i++) {
+        spans[i].k = ql_window_key(&m->window, layer, 0, spans[i].first);
+        spans[i].k_stride = (size_t)m->window.capacity * m->heads.head_dim;
+    }
+    return n;
+}
+
+void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const float *k,
+                      const float *v, void *scratch) {
+    writing write = {m, k, v, layer};
+    int pieces = (m->chunk + WRITE_TOKENS - 1) / WRITE_TOKENS;
+    ql_parallel(pieces > 1 ? m->n_threads : 1, pieces, write_task, &write);
+    hear_question(m, layer, q);
+    const int32_t *chosen;
+    int n_chosen = retrieve(m, layer, q, &chosen);
+    int n_global = global_spans(m, layer, m->spans, chosen, n_chosen);
+    int n_local = local_spans(m, layer, m->spans + n_global);
+    ql_attention attention = {
+        .kernels = m->kernels,
+        .n_threads = m->n_threads,
+        .heads = m->heads,
+        .dtype = m->config.kv_dtype,
+        .n_tokens = m->chunk,
+        .first = m->n_tokens,
+        .reach = m->reach,
+        .masks_global = ql_memory_sinks_only(m) || m->config.mask == QL_MASK_EXACT,
+        .q = q,
+        .cos = m->cos,
+        .sin = m->sin,
+        .far_cos = m->far_cos,
+        .far_sin = m->far_sin,
+        .global = m->spans,
+        .n_global = n_global,
+        .local = m->spans + n_global,
+        .n_local = n_local,
+        .out = out,
+        .local_mass = ql_memory_has_blocks(m)
+                          ? m->mass + (size_t)layer * m->heads.n_heads * (size_t)local_keys(m)
+                          : NULL,
+    };
+    ql_attend(&attention, scratch);
+}
+
+size_t ql_memory_scratch(const ql_memory *m) {
+    int64_t n_global = ql_memory_sinks_only(m) ? min64(m->config.n_init, m->n_tokens) : 0;
+    if (ql_memory_has_blocks(m))
+        n_global =
+            (int64_t)most_chosen(m) * m->config.block_size + m->n_first +
+            max64(0, m->n_tokens + m->chunk - m->config.n_local - ql_memory_first_waiting(m));
+    return ql_attention_scratch(m->heads, m->n_threads, m->chunk, n_global, local_keys(m), m->reach,
+                                (int)m->spans_capacity);
+}
+
+/* ---- commit ---- */
+
+typedef struct commitment {
+    ql_memory *m;
+    bool asks;                 /* the question's vectors are due */
+    int64_t n_first, n_blocks; /* after the chunk */
+} commitment;
+
+/* Positions of the k largest of n scores, ties to the earlier one, NaN last: best [k]. */
+static void best_tokens(int *best, int k, const float *scores, int n) {
+    int found = 0;
+    for (int i = 0; i < n; i++) {
+        int at = found;
+        while (at > 0 && (scores[i] > scores[best[at - 1]] ||
+                          (isnan(scores[best[at - 1]]) && !isnan(scores[i]))))
+            at--;
+        if (at >= k) continue;
+        if (found < k) found++;
+        memmove(best + at + 1, best + at, (size_t)(found - at - 1) * sizeof *best);
+        best[at] = i;
+    }
+}
+
+/* Step 7: per head the mean of the far queries of the question's tokens that the window attended to
+ * most. */
+static void set_question(ql_memory *m, int layer, int *best) {
+    int D = m->heads.head_dim, span = (int)(m->question.end - m->question.begin),
+        k = (int)min64(m->config.repr_topk, span);
+    float *vector = m->question.vectors + layer * ql_memory_width(m);
+    memset(vector, 0, ql_memory_width(m) * sizeof *vector);
+    for (int h = 0; h < m->heads.n_heads; h++) {
+        best_tokens(best, k, ql_window_scores(&m->window, layer, h, m->question.begin), span);
+        for (int i = 0; i < k; i++) {
+            const float *query = m->question.queries +
+                                 ((size_t)layer * span + best[i]) * ql_memory_width(m) +
+                                 (size_t)h * D;
+            m->kernels->add(vector + (size_t)h * D, query, D);
+        }
+    }
+    m->kernels->scale(vector, 1.0f / (float)k, ql_memory_width(m));
+    rotate_far(m, vector);
+}
+
+/* Step 6: a block's vector, per query head the mean of the un-rotated keys of its representative
+ * tokens (eq. 4). */
+static void represent(ql_memory *m, int layer, int64_t block, int *best) {
+    int D = m->heads.head_dim, R = m->config.repr_topk,
+        group = m->heads.n_heads / m->heads.n_kv_heads;
+    int64_t token = m->config.n_init + block * m->config.block_size;
+    ql_span span = ql_kv_span(&m->kv, layer, token, m->config.block_size);
+    size_t item = ql_kv_item(m->config.kv_dtype);
+    float mean[QL_MAX_HEAD_DIM], key[QL_MAX_HEAD_DIM];
+    for (int h = 0; h < m->heads.n_heads; h++) {
+        best_tokens(best, R, ql_window_scores(&m->window, layer, h, token), m->config.block_size);
+        memset(mean, 0, D * sizeof *mean);
+        for (int i = 0; i < R; i++) {
+            size_t at = h / group * span.k_stride + (size_t)best[i] * D;
+            ql_get_row(m->kernels, key, (const char *)span.k + at * item, m->config.kv_dtype, D);
+            m->kernels->add(mean, key, D);
+        }
+        m->kernels->scale(mean, 1.0f / (float)R, D);
+        char *vector = ql_index_vector(&m->index, layer, block);
+        ql_put_row(m->kernels, vector + (size_t)h * D * item, mean, m->config.kv_dtype, D);
+    }
+}
+
+static void commit_task(void *context, int layer, int thread) {
+    (void)thread;
+    const commitment *c = context;
+    ql_memory *m = c->m;
+    size_t keys = (size_t)local_keys(m);
+    for (int h = 0; h < m->heads.n_heads; h++)
+        m->kernels->add(ql_window_scores(&m->window, layer, h, m->local_first),
+                        m->mass + ((size_t)layer * m->heads.n_heads + h) * keys, keys);
+    size_t row = ql_memory_width(m);
+    for (size_t i = 0; i < row; i++) m->query_sum[layer * row + i] += m->chunk_sum[layer * row + i];
+    int best[QL_MAX_REPR];
+    if (c->asks) set_question(m, layer, best);
+    for (int64_t b = m->n_blocks; b < c->n_blocks; b++) represent(m, layer, b, best);
+}
+
+void ql_memory_commit(ql_memory *m) {
+    int64_t end = m->n_tokens + m->chunk, P = m->config.block_size, n_local = m->config.n_local;
+    commitment c = {.m = m, .n_first = m->n_first, .n_blocks = m->n_blocks};
+    if (ql_memory_has_blocks(m)) {
+        int64_t waiting = end - ql_memory_first_waiting(m);
+        c.asks = m->config.mode == QL_QLLM && m->question.begin < m->question.end &&
+                 !m->question.known && waiting > n_local && m->question.end <= end;
+        c.n_first += max64(0, min64(m->config.n_init - m->n_first, waiting - n_local));
+        waiting -= c.n_first - m->n_first;
+        if (waiting - P >= n_local) c.n_blocks += (waiting - n_local) / P;
+        bool much = m->chunk > 1 || c.asks || c.n_blocks > m->n_blocks;
+        ql_parallel(much ? m->n_threads : 1, m->heads.n_layers, commit_task, &c);
+    }
+    m->question.known |= c.asks;
+    m->n_first = c.n_first;
+    m->n_blocks = c.n_blocks;
+    m->n_tokens = end;
+    m->chunk = 0;
+    if (m->config.trace) ql_trace_commit(&m->trace);
+    if (ql_memory_sinks_only(m)) ql_kv_drop(&m->kv, end - n_local);
+}
