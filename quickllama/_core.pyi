@@ -15,6 +15,8 @@ from typing_extensions import Buffer, disjoint_base
 
 # [T] or [1, T]; any integer dtype
 _Ids: TypeAlias = NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
+_Pairs: TypeAlias = NDArray[np.integer[Any]] | Sequence[tuple[int, int]]
+_Heads: TypeAlias = _Pairs  # [n_heads, 2]: layer, query head
 _Floats: TypeAlias = NDArray[np.float32]
 _Data: TypeAlias = NDArray[Any] | Buffer
 
@@ -79,6 +81,15 @@ class Session:
     def reset(self) -> None: ...
     def block_vectors(self, layer: int, /) -> _Floats: ...  # [B, H * D]
     def question_vector(self, layer: int, /) -> _Floats: ...  # [H * D]
+    def listen(
+        self, ids: _Ids, heads: _Heads, query_span: tuple[int, int] | None = None
+    ) -> _Floats: ...  # [n_heads, T, D]
+    def mean_query(self, layer: int, /) -> _Floats: ...  # [H * D]
+    def rank(
+        self, heads: _Heads, queries: _Floats, begin: int, end: int, piece: int
+    ) -> _Floats: ...  # [n_heads, pieces]
+    def pin(self, blocks: NDArray[np.integer[Any]] | Sequence[int] | None, /) -> None: ...
+    def excerpt(self, ranges: _Pairs, /) -> Session: ...
     def __len__(self) -> int: ...
     @property
     def model(self) -> Model: ...

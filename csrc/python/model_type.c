@@ -41,9 +41,7 @@ void qlpy_weights_release(weights *owned) {
     }
 }
 
-ql_model *qlpy_weights_model(const weights *owned) {
-    return owned->model;
-}
+ql_model *qlpy_weights_model(const weights *owned) { return owned->model; }
 
 /* ---- the object ---- */
 

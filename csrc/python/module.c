@@ -5,9 +5,7 @@
 #include "blas.h"
 #include "quant.h"
 
-static module_state *state_of(PyObject *module) {
-    return PyModule_GetState(module);
-}
+static module_state *state_of(PyObject *module) { return PyModule_GetState(module); }
 
 /* ---- functions ---- */
 
@@ -214,9 +212,7 @@ static int module_clear(PyObject *module) {
     return 0;
 }
 
-static void module_free(void *module) {
-    module_clear(module);
-}
+static void module_free(void *module) { module_clear(module); }
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, module_exec},
@@ -242,6 +238,4 @@ static struct PyModuleDef definition = {
     .m_free = module_free,
 };
 
-PyMODINIT_FUNC PyInit__core(void) {
-    return PyModuleDef_Init(&definition);
-}
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

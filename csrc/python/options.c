@@ -6,13 +6,9 @@
 static const char *const MODES[] = {"full", "stream", "infinite", "infllm", "qllm", NULL};
 static const char *const MASKS[] = {"exact", "authors", NULL};
 
-const char *qlpy_mode_name(ql_mode mode) {
-    return MODES[mode];
-}
+const char *qlpy_mode_name(ql_mode mode) { return MODES[mode]; }
 
-const char *qlpy_mask_name(ql_mask mask) {
-    return MASKS[mask];
-}
+const char *qlpy_mask_name(ql_mask mask) { return MASKS[mask]; }
 
 bool qlpy_memory(module_state *state, const session_options *given, ql_memory_config *out) {
     int mode, mask;

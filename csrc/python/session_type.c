@@ -1,28 +1,13 @@
 /* The type Session: one timeline of tokens over a model. */
-#include "convert.h" /* Python.h, before the next */
+#include "session.h" /* Python.h, before the next */
 
-#include <stdatomic.h>
 #include <structmember.h>
 
 #include "options.h"
 
-typedef struct session_object {
-    PyObject ob_base;
-    module_state *state; /* of the module, which lives as long as its types */
-    ql_session *session;
-    weights *weights; /* outlives session, whatever the garbage collector takes */
-    PyObject *model;  /* the Model; NULL after tp_clear */
-    PyObject *weak_references;
-    ql_memory_config memory;
-    int64_t question_begin, question_end; /* given when made; 0, 0: none */
-    atomic_bool in_use;
-} session_object;
-
 /* ---- one call at a time ---- */
 
-/* The core would say the same, but not in its functions without a status, and not before arrays
- * are made. */
-static bool enter(session_object *self) {
+bool qlpy_enter(session_object *self) {
     if (!atomic_exchange(&self->in_use, true)) {
         return true;
     }
@@ -32,11 +17,9 @@ static bool enter(session_object *self) {
                      "fork() it, or make one session per thread");
 }
 
-static void leave(session_object *self) {
-    atomic_store(&self->in_use, false);
-}
+void qlpy_leave(session_object *self) { atomic_store(&self->in_use, false); }
 
-static const ql_config *config_of(const session_object *self) {
+const ql_config *qlpy_session_config(const session_object *self) {
     return ql_model_config(qlpy_weights_model(self->weights));
 }
 
@@ -68,7 +51,7 @@ static void session_dealloc(PyObject *object) {
 }
 
 /* A Session without its core session. */
-static session_object *alloc_session(module_state *state, PyObject *model, weights *owned) {
+session_object *qlpy_alloc_session(module_state *state, PyObject *model, weights *owned) {
     PyObject *object = PyType_GenericAlloc(state->session_type, 0); /* zeroed */
     session_object *self = (session_object *)object;
     if (self) {
@@ -127,7 +110,7 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         }
     }
     weights *owned = qlpy_model_weights(state, model);
-    session_object *self = owned ? alloc_session(state, model, owned) : NULL;
+    session_object *self = owned ? qlpy_alloc_session(state, model, owned) : NULL;
     if (self && !create(self, &given)) {
         Py_CLEAR(self);
     }
@@ -144,10 +127,10 @@ static PyObject *session_fork(PyObject *object, PyObject *unused) {
     (void)unused;
     session_object *self = (session_object *)object;
     PyObject *model = self->model ? self->model : Py_None;
-    if (!enter(self)) {
+    if (!qlpy_enter(self)) {
         return NULL;
     }
-    session_object *copy = alloc_session(self->state, model, self->weights);
+    session_object *copy = qlpy_alloc_session(self->state, model, self->weights);
     if (copy) {
         ql_error err = {0};
         PyThreadState *thread = PyEval_SaveThread();
@@ -161,7 +144,7 @@ static PyObject *session_fork(PyObject *object, PyObject *unused) {
             Py_CLEAR(copy);
         }
     }
-    leave(self);
+    qlpy_leave(self);
     return (PyObject *)copy;
 }
 
@@ -173,7 +156,7 @@ static const char reset_doc[] =
 static PyObject *session_reset(PyObject *object, PyObject *unused) {
     (void)unused;
     session_object *self = (session_object *)object;
-    if (!enter(self)) {
+    if (!qlpy_enter(self)) {
         return NULL;
     }
     ql_error err = {0};
@@ -181,7 +164,7 @@ static PyObject *session_reset(PyObject *object, PyObject *unused) {
     PyThreadState *thread = PyEval_SaveThread();
     status = ql_session_reset(self->session, &err);
     PyEval_RestoreThread(thread);
-    leave(self);
+    qlpy_leave(self);
     if (status != QL_OK) {
         return qlpy_raise(self->state, status, &err);
     }
@@ -208,7 +191,7 @@ static const char feed_doc[] =
 
 static PyArrayObject *feed(session_object *self, PyArrayObject *ids, ql_feed *options) {
     int64_t n = PyArray_SIZE(ids);
-    npy_intp shape[] = {n, config_of(self)->vocab_size};
+    npy_intp shape[] = {n, qlpy_session_config(self)->vocab_size};
     PyArrayObject *logits = options->all_logits ? qlpy_floats(2, shape) : qlpy_floats(1, shape + 1);
     if (!logits) {
         return NULL;
@@ -235,7 +218,7 @@ static PyObject *session_feed(PyObject *object, PyObject *args, PyObject *kwargs
         !qlpy_span(self->state, span_given, &options.question_begin, &options.question_end)) {
         return NULL;
     }
-    PyArrayObject *ids = qlpy_ids(self->state, ids_given, config_of(self)->vocab_size);
+    PyArrayObject *ids = qlpy_ids(self->state, ids_given, qlpy_session_config(self)->vocab_size);
     PyArrayObject *logits = NULL;
     if (ids && options.question_end > PyArray_SIZE(ids)) {
         qlpy_fail(self->state, QL_INVALID_VALUE,
@@ -243,9 +226,9 @@ static PyObject *session_feed(PyObject *object, PyObject *args, PyObject *kwargs
                   "first token of the call and must lie within it",
                   (long long)options.question_begin, (long long)options.question_end,
                   (Py_ssize_t)PyArray_SIZE(ids));
-    } else if (ids && enter(self)) {
+    } else if (ids && qlpy_enter(self)) {
         logits = feed(self, ids, &options);
-        leave(self);
+        qlpy_leave(self);
     }
     Py_XDECREF((PyObject *)ids);
     return (PyObject *)logits;
@@ -253,11 +236,11 @@ static PyObject *session_feed(PyObject *object, PyObject *args, PyObject *kwargs
 
 static Py_ssize_t session_length(PyObject *object) {
     session_object *self = (session_object *)object;
-    if (!enter(self)) {
+    if (!qlpy_enter(self)) {
         return -1;
     }
     int64_t length = ql_session_length(self->session);
-    leave(self);
+    qlpy_leave(self);
     return (Py_ssize_t)length;
 }
 
@@ -289,7 +272,7 @@ static PyArrayObject *layer_vectors(session_object *self, PyObject *layer_given,
 }
 
 static npy_intp vector_size(const session_object *self) {
-    const ql_config *config = config_of(self);
+    const ql_config *config = qlpy_session_config(self);
     return (npy_intp)config->num_attention_heads * config->head_dim;
 }
 
@@ -303,12 +286,12 @@ static const char block_vectors_doc[] =
 
 static PyObject *session_block_vectors(PyObject *object, PyObject *layer) {
     session_object *self = (session_object *)object;
-    if (!enter(self)) {
+    if (!qlpy_enter(self)) {
         return NULL;
     }
     npy_intp shape[] = {(npy_intp)ql_session_blocks(self->session), vector_size(self)};
     PyArrayObject *out = layer_vectors(self, layer, 2, shape, ql_session_block_vectors);
-    leave(self);
+    qlpy_leave(self);
     return (PyObject *)out;
 }
 
@@ -322,12 +305,12 @@ static const char question_vector_doc[] =
 
 static PyObject *session_question_vector(PyObject *object, PyObject *layer) {
     session_object *self = (session_object *)object;
-    if (!enter(self)) {
+    if (!qlpy_enter(self)) {
         return NULL;
     }
     npy_intp size = vector_size(self);
     PyArrayObject *out = layer_vectors(self, layer, 1, &size, ql_session_question_vector);
-    leave(self);
+    qlpy_leave(self);
     return (PyObject *)out;
 }
 
@@ -340,33 +323,33 @@ static PyObject *get_trace(PyObject *object, void *unused) {
         return qlpy_fail(self->state, QL_INVALID_VALUE,
                          "this session keeps no trace; make it with trace=True");
     }
-    if (!enter(self)) {
+    if (!qlpy_enter(self)) {
         return NULL;
     }
     PyObject *list = qlpy_trace(self->state, self->session);
-    leave(self);
+    qlpy_leave(self);
     return list;
 }
 
 static PyObject *get_nbytes(PyObject *object, void *unused) {
     (void)unused;
     session_object *self = (session_object *)object;
-    if (!enter(self)) {
+    if (!qlpy_enter(self)) {
         return NULL;
     }
     size_t n_bytes = ql_session_bytes(self->session);
-    leave(self);
+    qlpy_leave(self);
     return PyLong_FromSize_t(n_bytes);
 }
 
 static PyObject *get_n_blocks(PyObject *object, void *unused) {
     (void)unused;
     session_object *self = (session_object *)object;
-    if (!enter(self)) {
+    if (!qlpy_enter(self)) {
         return NULL;
     }
     int64_t n_blocks = ql_session_blocks(self->session);
-    leave(self);
+    qlpy_leave(self);
     return PyLong_FromLongLong(n_blocks);
 }
 
@@ -446,7 +429,7 @@ static PyObject *session_repr(PyObject *object) {
     long long length = ql_session_length(self->session);
     long long n_blocks = ql_session_blocks(self->session);
     size_t n_kib = ql_session_bytes(self->session) >> 10;
-    leave(self);
+    qlpy_leave(self);
     return qlpy_memory_repr(memory, length, n_blocks, n_kib);
 }
 
@@ -472,6 +455,12 @@ static PyMethodDef methods[] = {
     {"reset", session_reset, METH_NOARGS, reset_doc},
     {"block_vectors", session_block_vectors, METH_O, block_vectors_doc},
     {"question_vector", session_question_vector, METH_O, question_vector_doc},
+    {"listen", (PyCFunction)(void (*)(void))qlpy_listen, METH_VARARGS | METH_KEYWORDS,
+     qlpy_listen_doc},
+    {"mean_query", qlpy_mean_query, METH_O, qlpy_mean_query_doc},
+    {"rank", (PyCFunction)(void (*)(void))qlpy_rank, METH_VARARGS | METH_KEYWORDS, qlpy_rank_doc},
+    {"pin", qlpy_pin, METH_O, qlpy_pin_doc},
+    {"excerpt", qlpy_excerpt, METH_O, qlpy_excerpt_doc},
     {NULL, NULL, 0, NULL},
 };
 
