@@ -9,7 +9,9 @@
 static PyArrayObject *array_of(module_state *state, PyObject *value, int type, int rank,
                                const char *what) {
     PyObject *any = PyArray_FROM_O(value); /* first, or a list of floats would pass as integers */
-    PyObject *array = any ? PyArray_FROMANY(any, type, rank, rank, NPY_ARRAY_CARRAY_RO) : NULL;
+    bool empty = any && PyArray_SIZE((PyArrayObject *)any) == 0; /* [] is an array of floats */
+    int flags = NPY_ARRAY_CARRAY_RO | (empty ? NPY_ARRAY_FORCECAST : 0);
+    PyObject *array = any ? PyArray_FROMANY(any, type, rank, rank, flags) : NULL;
     Py_XDECREF(any);
     if (!array) {
         PyErr_Clear();
