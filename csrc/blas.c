@@ -11,18 +11,19 @@
 #define QL_BLAS_PREFIX
 #endif
 #define QL_JOIN_(prefix, name) prefix##name
-#define QL_JOIN(prefix, name) QL_JOIN_(prefix, name)
-#define QL_BLAS(name) QL_JOIN(QL_BLAS_PREFIX, name)
+#define QL_JOIN(prefix, name)  QL_JOIN_(prefix, name)
+#define QL_BLAS(name)          QL_JOIN(QL_BLAS_PREFIX, name)
 
 enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 }; /* of CBLAS_ORDER and CBLAS_TRANSPOSE */
 
-void QL_BLAS(cblas_sgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha, const float *a,
-                          int lda, const float *b, int ldb, float beta, float *c, int ldc);
+void QL_BLAS(cblas_sgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k,
+                          float alpha, const float *a, int lda, const float *b, int ldb, float beta,
+                          float *c, int ldc);
 void QL_BLAS(openblas_set_num_threads)(int n_threads);
 char *QL_BLAS(openblas_get_config)(void);
 
-/* OpenBLAS ends the process when more threads are inside than it has buffers. Regions of threads take turns, but callers
- * that compute without workers do not, so products are counted here. */
+/* OpenBLAS ends the process when more threads are inside than it has buffers. Regions of threads
+ * take turns, but callers that compute without workers do not, so products are counted here. */
 static atomic_int n_inside;
 static pthread_once_t prepared = PTHREAD_ONCE_INIT;
 
@@ -46,16 +47,16 @@ static void enter(void) {
 
 static void leave(void) { atomic_fetch_sub(&n_inside, 1); }
 
-void ql_sgemm_nt(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, int m, int n, int k, float alpha,
-                 float beta) {
+void ql_sgemm_nt(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
+                 int m, int n, int k, float alpha, float beta) {
     enter();
     QL_BLAS(cblas_sgemm)
     (ROW_MAJOR, PLAIN, TRANSPOSED, m, n, k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
     leave();
 }
 
-void ql_sgemm_nn(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, int m, int n, int k, float alpha,
-                 float beta) {
+void ql_sgemm_nn(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
+                 int m, int n, int k, float alpha, float beta) {
     enter();
     QL_BLAS(cblas_sgemm)
     (ROW_MAJOR, PLAIN, PLAIN, m, n, k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);

@@ -23,8 +23,7 @@ static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         tables[n++] = &ql_kernels_avx512;
-    if (avx2)
-        tables[n++] = &ql_kernels_avx2;
+    if (avx2) tables[n++] = &ql_kernels_avx2;
 #endif
     tables[n++] = &ql_kernels_portable;
     tables[n++] = &ql_kernels_naive;
@@ -39,16 +38,14 @@ const ql_kernels *ql_kernels_get(const char *name) {
         return table ? table : tables[0];
     }
     for (int i = 0; i < n; i++)
-        if (!strcmp(tables[i]->name, name))
-            return tables[i];
+        if (!strcmp(tables[i]->name, name)) return tables[i];
     return NULL;
 }
 
 int ql_cpu_variants(const char *names[QL_MAX_VARIANTS]) {
     const ql_kernels *tables[QL_MAX_VARIANTS];
     int n = runnable(tables);
-    for (int i = 0; i < n; i++)
-        names[i] = tables[i]->name;
+    for (int i = 0; i < n; i++) names[i] = tables[i]->name;
     return n;
 }
 
@@ -62,7 +59,8 @@ ql_status ql_set_cpu_variant(const char *name, ql_error *err) {
         int n = ql_cpu_variants(names);
         for (int i = 0, at = 0; i < n; i++)
             at += snprintf(list + at, sizeof list - (size_t)at, "%s%s", i ? ", " : "", names[i]);
-        return ql_fail(err, QL_INVALID_VALUE, "this CPU has no variant \"%.40s\"; choose one of %s", name, list);
+        return ql_fail(err, QL_INVALID_VALUE, "this CPU has no variant \"%.40s\"; choose one of %s",
+                       name, list);
     }
     atomic_store(&chosen, table);
     return QL_OK;

@@ -5,14 +5,22 @@
 #include "blas.h"
 #include "threads.h"
 
-/* Few rows: a panel is about so many bytes of weights, and whole groups of rows as the kernels take them. Results of the
- * few-row kernels do not depend on panels at all. */
+/* Few rows: a panel is about so many bytes of weights, and whole groups of rows as the kernels take
+ * them. Results of the few-row kernels do not depend on panels at all. */
 enum { FEW_BYTES = 128 << 10, FEW_GROUP = 8, MOST_FEW_ROWS = 512 };
-/* Up to so many rows of x the few-row kernels, called again for each QL_FEW_ROWS rows, are faster than sgemm. */
-enum { MOST_ROWS_BY_DOTS = 8 };
-/* Many rows: a matrix is cut into a power of two panels (so they go evenly on 2, 4, 8, 16 threads), 16 where it is large
- * enough; narrower ones are slower, as sgemm packs x anew for each. bfloat16 is unpacked in blocks of so many values. */
-enum { LEAST_PANEL = 128, MOST_PANEL = 512, MANY_PANELS = 16, WHOLE = 16, UNPACKED_VALUES = 256 << 10 };
+/* Up to so many rows of x the few-row kernels, called again for each QL_FEW_ROWS rows, are faster
+ * than sgemm. */
+enum { MOST_ROWS_BY_DOTS = 64 };
+/* Many rows: a matrix is cut into a power of two panels (so they go evenly on 2, 4, 8, 16 threads),
+ * 16 where it is large enough; narrower ones are slower, as sgemm packs x anew for each. bfloat16
+ * is unpacked in blocks of so many values. */
+enum {
+    LEAST_PANEL = 128,
+    MOST_PANEL = 512,
+    MANY_PANELS = 16,
+    WHOLE = 16,
+    UNPACKED_VALUES = 256 << 10
+};
 
 typedef struct region {
     const ql_kernels *kernels;
@@ -25,7 +33,9 @@ typedef struct region {
     size_t scratch_stride;
 } region;
 
-static size_t value_bytes(ql_dtype dtype) { return dtype == QL_BF16 ? sizeof(uint16_t) : sizeof(float); }
+static size_t value_bytes(ql_dtype dtype) {
+    return dtype == QL_BF16 ? sizeof(uint16_t) : sizeof(float);
+}
 
 static int few_panel(const ql_matrix *w) {
     size_t rows = FEW_BYTES / ((size_t)w->n_in * value_bytes(w->dtype)) / FEW_GROUP * FEW_GROUP;
@@ -34,8 +44,7 @@ static int few_panel(const ql_matrix *w) {
 
 static int many_panel(const ql_matrix *w) {
     int n = 1;
-    while (n < MANY_PANELS ? w->n_out >= 2 * n * LEAST_PANEL : w->n_out > n * MOST_PANEL)
-        n *= 2;
+    while (n < MANY_PANELS ? w->n_out >= 2 * n * LEAST_PANEL : w->n_out > n * MOST_PANEL) n *= 2;
     int rows = (w->n_out + n - 1) / n;
     return (rows + WHOLE - 1) / WHOLE * WHOLE;
 }
@@ -52,12 +61,14 @@ size_t ql_linear_scratch(const ql_matrix *w) {
     return (few > many ? few : many) * sizeof(float);
 }
 
-static void add_rows(const region *r, float *y, size_t ldy, const float *x, size_t ldx, int n_rows, int n) {
+static void add_rows(const region *r, float *y, size_t ldy, const float *x, size_t ldx, int n_rows,
+                     int n) {
     for (int t = 0; t < n_rows; t++)
         r->kernels->add(y + (size_t)t * ldy, x + (size_t)t * ldx, (size_t)n);
 }
 
-/* y [n_rows, n] = x times rows first ... first + n - 1 of the matrix, QL_FEW_ROWS rows of x at a time. */
+/* y [n_rows, n] = x times rows first ... first + n - 1 of the matrix, QL_FEW_ROWS rows of x at a
+ * time. */
 static void few_rows(const region *r, const ql_linear_job *job, int first, int n, float *scratch) {
     const ql_matrix *w = job->w;
     size_t k = (size_t)w->n_in, at = (size_t)first * k;
@@ -68,11 +79,12 @@ static void few_rows(const region *r, const ql_linear_job *job, int first, int n
         float *to = job->accumulate ? scratch : y;
         size_t ldto = job->accumulate ? (size_t)n : job->ldy;
         if (w->dtype == QL_F32)
-            r->kernels->dots_f32(to, ldto, x, job->ldx, (const float *)w->data + at, k, n_x, (size_t)n, k);
+            r->kernels->dots_f32(to, ldto, x, job->ldx, (const float *)w->data + at, k, n_x,
+                                 (size_t)n, k);
         else
-            r->kernels->dots_bf16(to, ldto, x, job->ldx, (const uint16_t *)w->data + at, k, n_x, (size_t)n, k);
-        if (job->accumulate)
-            add_rows(r, y, job->ldy, scratch, (size_t)n, n_x, n);
+            r->kernels->dots_bf16(to, ldto, x, job->ldx, (const uint16_t *)w->data + at, k, n_x,
+                                  (size_t)n, k);
+        if (job->accumulate) add_rows(r, y, job->ldy, scratch, (size_t)n, n_x, n);
     }
 }
 
@@ -81,24 +93,24 @@ static void many_rows(const region *r, const ql_linear_job *job, int first, int 
     size_t k = (size_t)w->n_in, at = (size_t)first * k;
     float *y = job->y + first, keep = job->accumulate ? 1.0f : 0.0f;
     if (w->dtype == QL_F32) {
-        ql_sgemm_nt(y, job->ldy, job->x, job->ldx, (const float *)w->data + at, k, r->n_rows, n, w->n_in, 1.0f, keep);
+        ql_sgemm_nt(y, job->ldy, job->x, job->ldx, (const float *)w->data + at, k, r->n_rows, n,
+                    w->n_in, 1.0f, keep);
         return;
     }
     const uint16_t *from = (const uint16_t *)w->data + at;
     for (int c = 0, width = many_columns(w); c < w->n_in; c += width, keep = 1.0f) {
-        if (width > w->n_in - c)
-            width = w->n_in - c;
+        if (width > w->n_in - c) width = w->n_in - c;
         for (int i = 0; i < n; i++)
             r->kernels->unpack_bf16(scratch + i * width, from + (size_t)i * k + c, (size_t)width);
-        ql_sgemm_nt(y, job->ldy, job->x + c, job->ldx, scratch, (size_t)width, r->n_rows, n, width, 1.0f, keep);
+        ql_sgemm_nt(y, job->ldy, job->x + c, job->ldx, scratch, (size_t)width, r->n_rows, n, width,
+                    1.0f, keep);
     }
 }
 
 static void run_item(void *context, int item, int thread) {
     const region *r = context;
     int j = 0;
-    while (item >= r->end[j])
-        j++;
+    while (item >= r->end[j]) j++;
     const ql_linear_job *job = &r->jobs[j];
     int first = (item - (j ? r->end[j - 1] : 0)) * r->panel[j];
     int n = job->w->n_out - first < r->panel[j] ? job->w->n_out - first : r->panel[j];
@@ -107,12 +119,11 @@ static void run_item(void *context, int item, int thread) {
         few_rows(r, job, first, n, scratch);
     else
         many_rows(r, job, first, n, scratch);
-    if (job->w->bias)
-        add_rows(r, job->y + first, job->ldy, job->w->bias + first, 0, r->n_rows, n);
+    if (job->w->bias) add_rows(r, job->y + first, job->ldy, job->w->bias + first, 0, r->n_rows, n);
 }
 
-void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs, int n_rows, void *scratch,
-               size_t scratch_stride) {
+void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
+               int n_rows, void *scratch, size_t scratch_stride) {
     region r = {.kernels = kernels,
                 .jobs = jobs,
                 .n_jobs = n_jobs,

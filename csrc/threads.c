@@ -13,10 +13,11 @@
 
 #include "error.h"
 
-/* A worker's life: it waits while IDLE; a region CALLS it; it answers by turning CALLED into RUNNING, works, and is IDLE
- * again. A caller that has run out of items takes back the calls that were not answered yet, so a region never waits for
- * a thread that the operating system has not woken. All orders are sequentially consistent: "state, then asleep" on one
- * side and "asleep, then state" on the other cannot both miss each other. */
+/* A worker's life: it waits while IDLE; a region CALLS it; it answers by turning CALLED into
+ * RUNNING, works, and is IDLE again. A caller that has run out of items takes back the calls that
+ * were not answered yet, so a region never waits for a thread that the operating system has not
+ * woken. All orders are sequentially consistent: "state, then asleep" on one side and "asleep, then
+ * state" on the other cannot both miss each other. */
 enum { IDLE, CALLED, RUNNING };
 
 typedef struct worker {
@@ -61,13 +62,13 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Waits actively, for a short time, until *state is not value (or is, with equal). Returns whether it came so. */
+/* Waits actively, for a short time, until *state is not value (or is, with equal). Returns whether
+ * it came so. */
 static bool spin(atomic_int *state, int value, bool equal) {
     int64_t end = 0;
     for (;;) {
         for (int i = 0; i < 64; i++) {
-            if ((atomic_load(state) == value) == equal)
-                return true;
+            if ((atomic_load(state) == value) == equal) return true;
             pause_cpu();
         }
         if (!end)
@@ -93,14 +94,13 @@ static void *work(void *argument) {
         if (!spin(&self->state, CALLED, true)) {
             pthread_mutex_lock(&self->lock);
             atomic_store(&self->asleep, true);
-            while (atomic_load(&self->state) != CALLED)
-                pthread_cond_wait(&self->called, &self->lock);
+            if (atomic_load(&self->state) != CALLED) pthread_cond_wait(&self->called, &self->lock);
             atomic_store(&self->asleep, false);
             pthread_mutex_unlock(&self->lock);
+            continue; /* too late for this call perhaps, but another region is likely to follow */
         }
         int state = CALLED;
-        if (!atomic_compare_exchange_strong(&self->state, &state, RUNNING))
-            continue;
+        if (!atomic_compare_exchange_strong(&self->state, &state, RUNNING)) continue;
         take_items((int)(self - pool.workers));
         atomic_store(&self->state, IDLE);
         if (atomic_load(&pool.caller_asleep)) {
@@ -112,7 +112,8 @@ static void *work(void *argument) {
     return NULL;
 }
 
-/* Everything as before the first worker: at the start, and in a child process, which has none of its parent's threads. */
+/* Everything as before the first worker: at the start, and in a child process, which has none of
+ * its parent's threads. */
 static void reset(void) {
     pthread_mutex_init(&pool.turn, NULL);
     pthread_mutex_init(&pool.lock, NULL);
@@ -136,13 +137,12 @@ static void prepare(void) {
 static int count_cpus(void) {
 #if defined(__linux__)
     cpu_set_t set;
-    if (!sched_getaffinity(0, sizeof set, &set))
-        return CPU_COUNT(&set);
+    if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);
 #endif
     return (int)sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-/* Starts workers until there are n_workers; pool.turn is held. Returns pthread_create's error or 0. */
+/* Starts workers until there are n_workers; pool.turn is held. Returns pthread_create's error. */
 static int start(int n_workers) {
     sigset_t all, before;
     sigfillset(&all);
@@ -154,8 +154,7 @@ static int start(int n_workers) {
     while (pool.n_workers < n_workers) {
         pthread_t thread;
         error = pthread_create(&thread, &attributes, work, &pool.workers[pool.n_workers + 1]);
-        if (error)
-            break;
+        if (error) break;
         pool.n_workers++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -165,14 +164,16 @@ static int start(int n_workers) {
 
 ql_status ql_threads_reserve(int n_threads, ql_error *err) {
     if (n_threads < 1 || n_threads > QL_MAX_THREADS)
-        return ql_fail(err, QL_INVALID_VALUE, "the number of threads is 1 to %d, not %d", QL_MAX_THREADS, n_threads);
+        return ql_fail(err, QL_INVALID_VALUE, "the number of threads is 1 to %d, not %d",
+                       QL_MAX_THREADS, n_threads);
     pthread_once(&prepared, prepare);
     pthread_mutex_lock(&pool.turn);
     int error = start(n_threads - 1), n_running = pool.n_workers + 1;
     pthread_mutex_unlock(&pool.turn);
     if (error)
         return ql_fail(err, QL_FAILED,
-                       "the system refused to start thread %d of %d (%s); ask for fewer threads, or raise the limit",
+                       "the system refused to start thread %d of %d (%s); ask for fewer threads, "
+                       "or raise the limit",
                        n_running + 1, n_threads, strerror(error));
     return QL_OK;
 }
@@ -189,24 +190,19 @@ static void call(worker *w) {
 /* Waits until the worker has left the region, or takes back its call. */
 static void join(worker *w) {
     int state = CALLED;
-    if (atomic_compare_exchange_strong(&w->state, &state, IDLE) || state == IDLE)
-        return;
-    if (spin(&w->state, IDLE, true))
-        return;
+    if (atomic_compare_exchange_strong(&w->state, &state, IDLE) || state == IDLE) return;
+    if (spin(&w->state, IDLE, true)) return;
     pthread_mutex_lock(&pool.lock);
     atomic_store(&pool.caller_asleep, true);
-    while (atomic_load(&w->state) != IDLE)
-        pthread_cond_wait(&pool.finished, &pool.lock);
+    while (atomic_load(&w->state) != IDLE) pthread_cond_wait(&pool.finished, &pool.lock);
     atomic_store(&pool.caller_asleep, false);
     pthread_mutex_unlock(&pool.lock);
 }
 
 void ql_parallel(int n_threads, int n_items, ql_task task, void *context) {
-    if (n_threads > n_items)
-        n_threads = n_items;
+    if (n_threads > n_items) n_threads = n_items;
     if (n_threads <= 1 || inside) {
-        for (int item = 0; item < n_items; item++)
-            task(context, item, 0);
+        for (int item = 0; item < n_items; item++) task(context, item, 0);
         return;
     }
     pthread_once(&prepared, prepare);
@@ -215,17 +211,16 @@ void ql_parallel(int n_threads, int n_items, ql_task task, void *context) {
         start(n_threads - 1); /* after a fork; if it fails, those that run do all */
     int n_workers = pool.n_workers < n_threads - 1 ? pool.n_workers : n_threads - 1;
     static int n_cpus;
-    if (!n_cpus)
-        n_cpus = count_cpus();
-    atomic_store(&pool.spin_ns, n_threads <= n_cpus ? 50000 : 2000);
+    if (!n_cpus) n_cpus = count_cpus();
+    atomic_store(&pool.spin_ns, n_threads <= n_cpus ? 30000 : 2000);
     pool.task = task;
     pool.context = context;
     pool.n_items = n_items;
     atomic_store(&pool.next_item, 0);
-    for (int i = 1; i <= n_workers; i++)
-        call(&pool.workers[i]);
+    int n_called = 0;
+    while (n_called < n_workers && atomic_load(&pool.next_item) < n_items) /* or the first did all */
+        call(&pool.workers[++n_called]);
     take_items(0);
-    for (int i = 1; i <= n_workers; i++)
-        join(&pool.workers[i]);
+    for (int i = 1; i <= n_called; i++) join(&pool.workers[i]);
     pthread_mutex_unlock(&pool.turn);
 }

@@ -2,11 +2,11 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define QL_WIDEN(half) (vu) _mm256_cvtepu16_epi32((__m128i)(half))
+#define QL_WIDEN(half)   (vu) _mm256_cvtepu16_epi32((__m128i)(half))
 #define QL_NARROW(whole) __builtin_convertvector(whole, vh)
-#define QL_VARIANT avx2
-#define QL_LANES 8
-#define QL_REGISTERS 16
+#define QL_VARIANT       avx2
+#define QL_LANES         8
+#define QL_REGISTERS     16
 #include "body.inc"
 #else
 typedef int ql_nothing_here; /* a file of C holds at least one declaration */

@@ -2,11 +2,11 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define QL_WIDEN(half) (vu) _mm512_cvtepu16_epi32((__m256i)(half))
+#define QL_WIDEN(half)   (vu) _mm512_cvtepu16_epi32((__m256i)(half))
 #define QL_NARROW(whole) (vh) _mm512_cvtepi32_epi16((__m512i)(whole))
-#define QL_VARIANT avx512
-#define QL_LANES 16
-#define QL_REGISTERS 32
+#define QL_VARIANT       avx512
+#define QL_LANES         16
+#define QL_REGISTERS     32
 #include "body.inc"
 #else
 typedef int ql_nothing_here; /* a file of C holds at least one declaration */

@@ -1,4 +1,5 @@
-/* naive.c - plain loops, one value at a time: the twin that every other variant is tested against. Sums in double. */
+/* naive.c - plain loops, one value at a time: the twin that every other variant is tested against.
+ * Sums in double. */
 #include "variants.h"
 
 #include <math.h>
@@ -20,33 +21,30 @@ static float from_bf16(uint16_t bits) { return from_bits((uint32_t)bits << 16); 
 
 static uint16_t to_bf16(float value) {
     uint32_t bits = to_bits(value);
-    if (isnan(value))
-        return (uint16_t)(bits >> 16 | 0x40);
+    if (isnan(value)) return (uint16_t)(bits >> 16 | 0x40);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 static float from_f16(uint16_t bits) {
-    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
-    if (exponent == 31)
-        return from_bits(sign | 0x7f800000 | fraction << 13);
-    if (exponent == 0)
-        return from_bits(sign | to_bits((float)fraction * 0x1p-24f));
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31,
+             fraction = bits & 0x3ff;
+    if (exponent == 31) return from_bits(sign | 0x7f800000 | fraction << 13);
+    if (exponent == 0) return from_bits(sign | to_bits((float)fraction * 0x1p-24f));
     return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-static void dots_f32(float *y, size_t ldy, const float *x, size_t ldx, const float *w, size_t ldw, int n_x,
-                     size_t n_w, size_t k) {
+static void dots_f32(float *y, size_t ldy, const float *x, size_t ldx, const float *w, size_t ldw,
+                     int n_x, size_t n_w, size_t k) {
     for (size_t t = 0; t < (size_t)n_x; t++)
         for (size_t i = 0; i < n_w; i++) {
             double total = 0;
-            for (size_t j = 0; j < k; j++)
-                total += (double)x[t * ldx + j] * w[i * ldw + j];
+            for (size_t j = 0; j < k; j++) total += (double)x[t * ldx + j] * w[i * ldw + j];
             y[t * ldy + i] = (float)total;
         }
 }
 
-static void dots_bf16(float *y, size_t ldy, const float *x, size_t ldx, const uint16_t *w, size_t ldw, int n_x,
-                      size_t n_w, size_t k) {
+static void dots_bf16(float *y, size_t ldy, const float *x, size_t ldx, const uint16_t *w,
+                      size_t ldw, int n_x, size_t n_w, size_t k) {
     for (size_t t = 0; t < (size_t)n_x; t++)
         for (size_t i = 0; i < n_w; i++) {
             double total = 0;
@@ -56,19 +54,18 @@ static void dots_bf16(float *y, size_t ldy, const float *x, size_t ldx, const ui
         }
 }
 
-static void mix_f32(float *y, size_t ldy, const float *p, size_t ldp, const float *v, size_t ldv, int n_p,
-                    size_t n, size_t d) {
+static void mix_f32(float *y, size_t ldy, const float *p, size_t ldp, const float *v, size_t ldv,
+                    int n_p, size_t n, size_t d) {
     for (size_t t = 0; t < (size_t)n_p; t++)
         for (size_t c = 0; c < d; c++) {
             double total = 0;
-            for (size_t j = 0; j < n; j++)
-                total += (double)p[t * ldp + j] * v[j * ldv + c];
+            for (size_t j = 0; j < n; j++) total += (double)p[t * ldp + j] * v[j * ldv + c];
             y[t * ldy + c] += (float)total;
         }
 }
 
-static void mix_bf16(float *y, size_t ldy, const float *p, size_t ldp, const uint16_t *v, size_t ldv, int n_p,
-                     size_t n, size_t d) {
+static void mix_bf16(float *y, size_t ldy, const float *p, size_t ldp, const uint16_t *v,
+                     size_t ldv, int n_p, size_t n, size_t d) {
     for (size_t t = 0; t < (size_t)n_p; t++)
         for (size_t c = 0; c < d; c++) {
             double total = 0;
@@ -79,32 +76,26 @@ static void mix_bf16(float *y, size_t ldy, const float *p, size_t ldp, const uin
 }
 
 static void unpack_bf16(float *y, const uint16_t *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        y[i] = from_bf16(x[i]);
+    for (size_t i = 0; i < n; i++) y[i] = from_bf16(x[i]);
 }
 
 static void pack_bf16(uint16_t *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        y[i] = to_bf16(x[i]);
+    for (size_t i = 0; i < n; i++) y[i] = to_bf16(x[i]);
 }
 
 static void unpack_f16(float *y, const uint16_t *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        y[i] = from_f16(x[i]);
+    for (size_t i = 0; i < n; i++) y[i] = from_f16(x[i]);
 }
 
 static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
     double total = 0;
-    for (size_t i = 0; i < n; i++)
-        total += (double)x[i] * x[i];
+    for (size_t i = 0; i < n; i++) total += (double)x[i] * x[i];
     float factor = (float)(1.0 / sqrt(total / (double)n + (double)eps));
-    for (size_t i = 0; i < n; i++)
-        y[i] = x[i] * factor * w[i];
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * factor * w[i];
 }
 
 static void swiglu(float *y, const float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        y[i] = (float)(gate[i] / (1.0 + exp(-(double)gate[i]))) * up[i];
+    for (size_t i = 0; i < n; i++) y[i] = (float)(gate[i] / (1.0 + exp(-(double)gate[i]))) * up[i];
 }
 
 static void rope(float *y, const float *x, const float *cos, const float *sin, size_t d) {
@@ -117,8 +108,7 @@ static void rope(float *y, const float *x, const float *cos, const float *sin, s
 
 static float maximum(const float *x, size_t n) {
     float most = -INFINITY;
-    for (size_t i = 0; i < n; i++)
-        most = x[i] > most ? x[i] : most;
+    for (size_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
     return most;
 }
 
@@ -132,13 +122,11 @@ static float exp_sum(float *x, float shift, size_t n) {
 }
 
 static void scale(float *x, float factor, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        x[i] *= factor;
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
 }
 
 static void add(float *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        y[i] += x[i];
+    for (size_t i = 0; i < n; i++) y[i] += x[i];
 }
 
 const ql_kernels ql_kernels_naive = {

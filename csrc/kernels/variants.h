@@ -1,4 +1,5 @@
-/* variants.h - the tables that the files of this folder define; only csrc/kernels.c chooses among them. */
+/* variants.h - the tables that the files of this folder define; only csrc/kernels.c chooses among
+ * them. */
 #ifndef QL_KERNELS_VARIANTS_H
 #define QL_KERNELS_VARIANTS_H
 

@@ -1,5 +1,5 @@
-/* Every CPU variant against the naive twin: odd sizes, unaligned rows, NaN and infinity; and results that must not depend
- * on how rows are grouped. */
+/* Every CPU variant against the naive twin: odd sizes, unaligned rows, NaN and infinity; and
+ * results that must not depend on how rows are grouped. */
 #include <stdlib.h>
 
 #include "check.h"
@@ -19,8 +19,7 @@ static float uniform(void) {
 
 static float *floats(size_t n) {
     float *x = malloc((n + 1) * sizeof *x);
-    for (size_t i = 0; i < n; i++)
-        x[i] = uniform();
+    for (size_t i = 0; i < n; i++) x[i] = uniform();
     return x;
 }
 
@@ -34,8 +33,7 @@ static double worst(const float *got, const float *expected, size_t n) {
     double most = 0;
     for (size_t i = 0; i < n; i++) {
         double difference = fabs((double)got[i] - (double)expected[i]);
-        if (!(difference <= most))
-            most = difference;
+        if (!(difference <= most)) most = difference;
     }
     return most;
 }
@@ -59,7 +57,8 @@ static void dots_case(int n_x, size_t n_w, size_t k) {
         for (int t = 0; t < n_x; t++)
             for (size_t i = 0; i < n_w; i++) {
                 if (bf16)
-                    tested->dots_bf16(alone, 1, x + (size_t)t * ldx, ldx, h + i * ldw, ldw, 1, 1, k);
+                    tested->dots_bf16(alone, 1, x + (size_t)t * ldx, ldx, h + i * ldw, ldw, 1, 1,
+                                      k);
                 else
                     tested->dots_f32(alone, 1, x + (size_t)t * ldx, ldx, w + i * ldw, ldw, 1, 1, k);
                 CHECK_SAME_BITS(alone, &y[(size_t)t * ldy + i], sizeof one);
@@ -72,14 +71,14 @@ static void dots(void) {
     const size_t ks[] = {1, 2, 3, 7, 8, 15, 16, 17, 24, 31, 33, 64, 80, 100, 576, 1000, 1536, 4096};
     for (size_t c = 0; c < sizeof ks / sizeof *ks; c++)
         for (int n_x = 1; n_x <= QL_FEW_ROWS; n_x++)
-            for (size_t n_w = 0; n_w <= 19; n_w += ks[c] > 100 ? 6 : 1)
-                dots_case(n_x, n_w, ks[c]);
+            for (size_t n_w = 0; n_w <= 19; n_w += ks[c] > 100 ? 6 : 1) dots_case(n_x, n_w, ks[c]);
 }
 
 static void mix_case(int n_p, size_t n, size_t d) {
     size_t ldp = n + 3, ldv = d + 1, ldy = d + 2;
     float *p = floats(4 * ldp), *v = floats(n * ldv), *y = floats(4 * ldy);
-    float *z = malloc(4 * ldy * sizeof *z), *before = malloc(4 * ldy * sizeof *before), *alone = malloc(d * sizeof *alone);
+    float *z = malloc(4 * ldy * sizeof *z), *before = malloc(4 * ldy * sizeof *before),
+          *alone = malloc(d * sizeof *alone);
     uint16_t *h = halves(v, n * ldv);
     for (int bf16 = 0; bf16 < 2; bf16++) {
         memcpy(z, y, 4 * ldy * sizeof *z);
@@ -108,31 +107,31 @@ static void mix(void) {
     const size_t ds[] = {1, 2, 7, 16, 24, 31, 64, 65, 80, 128, 200}, ns[] = {0, 1, 2, 5, 64, 1000};
     for (size_t c = 0; c < sizeof ds / sizeof *ds; c++)
         for (size_t a = 0; a < sizeof ns / sizeof *ns; a++)
-            for (int n_p = 1; n_p <= QL_FEW_ROWS; n_p++)
-                mix_case(n_p, ns[a], ds[c]);
+            for (int n_p = 1; n_p <= QL_FEW_ROWS; n_p++) mix_case(n_p, ns[a], ds[c]);
 }
 
-static int same_number(float a, float b) { return isnan(a) ? isnan(b) : memcmp(&a, &b, sizeof a) == 0; }
+static int same_number(float a, float b) {
+    return isnan(a) ? isnan(b) : memcmp(&a, &b, sizeof a) == 0;
+}
 
 static void conversions(void) {
     static uint16_t x[0x10001];
     static float y[0x10001], z[0x10001];
-    for (size_t i = 0; i <= 0xffff; i++)
-        x[i] = (uint16_t)i;
+    for (size_t i = 0; i <= 0xffff; i++) x[i] = (uint16_t)i;
     for (size_t first = 0; first < 3; first++) { /* all halves, whatever their place */
         size_t n = 0x10000 - first;
         tested->unpack_f16(y, x + first, n);
         naive->unpack_f16(z, x + first, n);
         int equal = 1;
-        for (size_t i = 0; i < n; i++)
-            equal &= same_number(y[i], z[i]);
+        for (size_t i = 0; i < n; i++) equal &= same_number(y[i], z[i]);
         CHECK(equal);
         tested->unpack_bf16(y, x + first, n);
         naive->unpack_bf16(z, x + first, n);
         CHECK_SAME_BITS(y, z, n * sizeof *y);
     }
     static uint16_t a[1 << 16], b[1 << 16];
-    for (uint32_t high = 0; high < 0x10000; high += 0x101) { /* roundings near each of many bfloat16 values */
+    for (uint32_t high = 0; high < 0x10000;
+         high += 0x101) { /* roundings near each of many bfloat16 values */
         for (uint32_t i = 0; i < 1 << 16; i++) {
             uint32_t bits = (high + (i >> 12)) << 16 | (i & 0xfff) << 4;
             memcpy(&y[i], &bits, sizeof bits);
@@ -161,18 +160,17 @@ static void exponentials(void) {
     }
     tested->exp_sum(y, 0, MOST);
     for (int i = 0; i < MOST; i++) {
-        double exact = exp((double)x[i]), ulp = (double)nextafterf((float)exact, INFINITY) - (double)(float)exact;
+        double exact = exp((double)x[i]),
+               ulp = (double)nextafterf((float)exact, INFINITY) - (double)(float)exact;
         double error = fabs((double)y[i] - exact) / ulp;
         most = error > most ? error : most;
     }
     CHECK_NEAR(most, 0, 2);
-    for (int i = 0; i < MOST; i++)
-        y[i] = x[i];
+    for (int i = 0; i < MOST; i++) y[i] = x[i];
     CHECK_NEAR(tested->exp_sum(y, 88.0f, MOST) / total, 1, 1e-5);
     for (size_t n = 0; n < 70; n++) { /* sums and untouched ends of every size */
         float a[80], b[80];
-        for (size_t i = 0; i < 80; i++)
-            a[i] = b[i] = 3 * uniform();
+        for (size_t i = 0; i < 80; i++) a[i] = b[i] = 3 * uniform();
         float got = tested->exp_sum(a, 0.5f, n), expected = naive->exp_sum(b, 0.5f, n);
         CHECK_NEAR(got, expected, 1e-6 * (1 + expected));
         CHECK_NEAR(worst(a, b, 80), 0, 4e-6);
@@ -186,8 +184,7 @@ static void exponentials(void) {
         float a[40] = {0};
         a[at] = NAN;
         CHECK(isnan(tested->exp_sum(a, 0, 40)));
-        for (size_t i = 0; i < 40; i++)
-            CHECK(i == at ? isnan(a[i]) : a[i] == 1);
+        for (size_t i = 0; i < 40; i++) CHECK(i == at ? isnan(a[i]) : a[i] == 1);
     }
 }
 
@@ -201,14 +198,15 @@ static void gates(void) {
         }
         tested->swiglu(y, gate, up, n);
         naive->swiglu(z, gate, up, n);
-        for (size_t i = 0; i < 100; i++)
-            CHECK_NEAR(y[i], z[i], 1e-6 * fabs((double)z[i]) + 1e-37);
+        for (size_t i = 0; i < 100; i++) CHECK_NEAR(y[i], z[i], 1e-6 * fabs((double)z[i]) + 1e-37);
         tested->swiglu(gate, gate, up, n);
         CHECK_SAME_BITS(gate, y, n * sizeof *y);
     }
-    float large[] = {1000, -1000, INFINITY, 3e38f, -3e38f, NAN}, ones[] = {1, 1, 1, 1, 1, 1}, out[6];
+    float large[] = {1000, -1000, INFINITY, 3e38f, -3e38f, NAN}, ones[] = {1, 1, 1, 1, 1, 1},
+          out[6];
     tested->swiglu(out, large, ones, 6);
-    CHECK(out[0] == 1000 && out[1] == 0 && out[2] == INFINITY && out[3] == 3e38f && out[4] == 0 && isnan(out[5]));
+    CHECK(out[0] == 1000 && out[1] == 0 && out[2] == INFINITY && out[3] == 3e38f && out[4] == 0 &&
+          isnan(out[5]));
 }
 
 static void norms(void) {
@@ -228,7 +226,8 @@ static void norms(void) {
 
 static void rotations(void) {
     for (size_t d = 2; d <= 200; d += 2) {
-        float *x = floats(d), *c = floats(d / 2), *s = floats(d / 2), *y = floats(d + 1), *z = malloc((d + 1) * sizeof *z);
+        float *x = floats(d), *c = floats(d / 2), *s = floats(d / 2), *y = floats(d + 1),
+              *z = malloc((d + 1) * sizeof *z);
         memcpy(z, y, (d + 1) * sizeof *z);
         tested->rope(y, x, c, s, d);
         naive->rope(z, x, c, s, d);
@@ -255,27 +254,23 @@ static void small_ones(void) {
         CHECK(tested->max(x, n) == 5);
         x[n / 3] = INFINITY;
         CHECK(tested->max(x, n) == INFINITY);
-        for (size_t i = 0; i < n; i++)
-            x[i] = -INFINITY;
+        for (size_t i = 0; i < n; i++) x[i] = -INFINITY;
         CHECK(tested->max(x, n) == -INFINITY);
         free(x), free(y), free(z);
     }
 }
 
-static void bad_numbers(void) { /* NaN and infinity reach the results that they belong to, and no other */
+static void
+bad_numbers(void) { /* NaN and infinity reach the results that they belong to, and no other */
     for (size_t at = 0; at < 50; at++) {
         float x[50], w[9 * 50], y[9], p[9] = {0}, out[50] = {0};
-        for (size_t i = 0; i < 50; i++)
-            x[i] = 1;
-        for (size_t i = 0; i < 9 * 50; i++)
-            w[i] = 1;
+        for (size_t i = 0; i < 50; i++) x[i] = 1;
+        for (size_t i = 0; i < 9 * 50; i++) w[i] = 1;
         w[4 * 50 + at] = at % 2 ? NAN : INFINITY;
         tested->dots_f32(y, 9, x, 50, w, 50, 1, 9, 50);
         tested->mix_f32(out, 50, p, 9, w, 50, 1, 9, 50);
-        for (size_t i = 0; i < 9; i++)
-            CHECK(i == 4 ? !isfinite(y[i]) : y[i] == 50);
-        for (size_t i = 0; i < 50; i++)
-            CHECK(i == at ? isnan(out[i]) : out[i] == 0);
+        for (size_t i = 0; i < 9; i++) CHECK(i == 4 ? !isfinite(y[i]) : y[i] == 50);
+        for (size_t i = 0; i < 50; i++) CHECK(i == at ? isnan(out[i]) : out[i] == 0);
     }
 }
 

@@ -1,5 +1,6 @@
-/* Linear layers against plain double loops, for few and many rows, every way of holding weights; the same bits for any
- * number of threads, with OpenBLAS's own kernels for this CPU and with those named Haswell (the program runs itself again). */
+/* Linear layers against plain double loops, for few and many rows, every way of holding weights;
+ * the same bits for any number of threads, with OpenBLAS's own kernels for this CPU and with those
+ * named Haswell (the program runs itself again). */
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -19,8 +20,7 @@ static float uniform(void) {
 
 static float *floats(size_t n) {
     float *x = malloc((n + 1) * sizeof *x);
-    for (size_t i = 0; i < n; i++)
-        x[i] = uniform();
+    for (size_t i = 0; i < n; i++) x[i] = uniform();
     return x;
 }
 
@@ -34,43 +34,48 @@ typedef struct layer {
 static layer make(int n_in, int n_out, ql_dtype dtype, bool bias) {
     const ql_kernels *kernels = ql_kernels_get("naive");
     size_t n = (size_t)n_in * (size_t)n_out;
-    layer l = {.plain = floats(n), .halves = malloc((n + 1) * sizeof(uint16_t)), .bias = floats((size_t)n_out)};
+    layer l = {.plain = floats(n),
+               .halves = malloc((n + 1) * sizeof(uint16_t)),
+               .bias = floats((size_t)n_out)};
     kernels->pack_bf16(l.halves, l.plain, n);
-    if (dtype == QL_BF16)
-        kernels->unpack_bf16(l.plain, l.halves, n);
+    if (dtype == QL_BF16) kernels->unpack_bf16(l.plain, l.halves, n);
     const void *data = dtype == QL_BF16 ? (const void *)l.halves : l.plain;
-    l.w = (ql_matrix){.data = data, .bias = bias ? l.bias : NULL, .n_out = n_out, .n_in = n_in, .dtype = dtype};
+    l.w = (ql_matrix){
+        .data = data, .bias = bias ? l.bias : NULL, .n_out = n_out, .n_in = n_in, .dtype = dtype};
     return l;
 }
 
 static void unmake(layer *l) { free(l->plain), free(l->halves), free(l->bias); }
 
 /* The largest error of y, and 1 where something between the rows was touched. */
-static double error_of(const layer *l, const float *y, const float *before, size_t ldy, const float *x, size_t ldx,
-                       int n_rows, bool accumulate) {
+static double error_of(const layer *l, const float *y, const float *before, size_t ldy,
+                       const float *x, size_t ldx, int n_rows, bool accumulate) {
     double worst = 0;
     for (int t = 0; t < n_rows; t++)
         for (size_t i = 0; i < ldy; i++) {
             size_t at = (size_t)t * ldy + i;
             double expected = before[at];
             if (i < (size_t)l->w.n_out) {
-                expected = (accumulate ? (double)before[at] : 0) + (l->w.bias ? (double)l->bias[i] : 0);
+                expected =
+                    (accumulate ? (double)before[at] : 0) + (l->w.bias ? (double)l->bias[i] : 0);
                 for (int j = 0; j < l->w.n_in; j++)
-                    expected += (double)x[(size_t)t * ldx + (size_t)j] * l->plain[i * (size_t)l->w.n_in + (size_t)j];
+                    expected += (double)x[(size_t)t * ldx + (size_t)j] *
+                                l->plain[i * (size_t)l->w.n_in + (size_t)j];
             }
             double error = fabs(y[at] - expected);
-            if (!(error <= worst))
-                worst = error;
+            if (!(error <= worst)) worst = error;
         }
     return worst;
 }
 
-/* All layers, of the same n_in, in one region: right, and the same bits for every number of threads. */
+/* All layers, of the same n_in, in one region: right, and the same bits for every number of
+ * threads. */
 static void check_layers(layer *layers, int n, int n_rows, bool accumulate) {
     const ql_kernels *kernels = ql_kernels_get(NULL);
     int n_in = layers[0].w.n_in;
     size_t ldx = (size_t)n_in + 5, stride = 64;
-    float *x = floats((size_t)n_rows * ldx), *y[QL_MAX_JOBS], *before[QL_MAX_JOBS], *first[QL_MAX_JOBS];
+    float *x = floats((size_t)n_rows * ldx), *y[QL_MAX_JOBS], *before[QL_MAX_JOBS],
+          *first[QL_MAX_JOBS];
     size_t ldy[QL_MAX_JOBS], bytes[QL_MAX_JOBS];
     ql_linear_job jobs[QL_MAX_JOBS];
     for (int j = 0; j < n; j++) {
@@ -79,40 +84,43 @@ static void check_layers(layer *layers, int n, int n_rows, bool accumulate) {
         before[j] = floats((size_t)n_rows * ldy[j]);
         y[j] = malloc(bytes[j]);
         first[j] = malloc(bytes[j]);
-        jobs[j] = (ql_linear_job){
-            .y = y[j], .x = x, .w = &layers[j].w, .ldy = ldy[j], .ldx = ldx, .accumulate = accumulate};
+        jobs[j] = (ql_linear_job){.y = y[j],
+                                  .x = x,
+                                  .w = &layers[j].w,
+                                  .ldy = ldy[j],
+                                  .ldx = ldx,
+                                  .accumulate = accumulate};
         size_t needs = (ql_linear_scratch(&layers[j].w) + 63) / 64 * 64;
         stride = needs > stride ? needs : stride;
     }
     float *scratch = aligned_alloc(64, stride * MOST_THREADS);
     const int threads[] = {1, 2, 3, 5};
     for (int c = 0; c < 4; c++) {
-        for (int j = 0; j < n; j++)
-            memcpy(y[j], before[j], bytes[j]);
+        for (int j = 0; j < n; j++) memcpy(y[j], before[j], bytes[j]);
         ql_linear(kernels, threads[c], jobs, n, n_rows, scratch, stride);
         for (int j = 0; j < n; j++)
             if (c == 0) {
                 memcpy(first[j], y[j], bytes[j]);
-                CHECK_NEAR(error_of(&layers[j], y[j], before[j], ldy[j], x, ldx, n_rows, accumulate), 0,
-                           3e-6 * sqrt(n_in));
+                CHECK_NEAR(
+                    error_of(&layers[j], y[j], before[j], ldy[j], x, ldx, n_rows, accumulate), 0,
+                    3e-6 * sqrt(n_in));
             } else {
                 CHECK_SAME_BITS(y[j], first[j], bytes[j]);
             }
     }
-    for (int j = 0; j < n; j++)
-        free(y[j]), free(before[j]), free(first[j]);
+    for (int j = 0; j < n; j++) free(y[j]), free(before[j]), free(first[j]);
     free(x), free(scratch);
 }
 
 static void single(void) {
-    const int shapes[][2] = {{1, 1}, {64, 3}, {24, 80}, {80, 24}, {100, 300}, {576, 192}, {33, 1000}, {1100, 290}};
+    const int shapes[][2] = {{1, 1},     {64, 3},    {24, 80},   {80, 24},
+                             {100, 300}, {576, 192}, {33, 1000}, {1100, 290}};
     const int rows[] = {1, 2, 3, 4, 5, 8, 9, 17, 33, 130};
     for (int s = 0; s < 8; s++)
         for (int dtype = QL_F32; dtype <= QL_BF16; dtype += QL_BF16 - QL_F32)
             for (int bias = 0; bias < 2; bias++) {
                 layer l = make(shapes[s][0], shapes[s][1], (ql_dtype)dtype, bias);
-                for (int r = 0; r < 10; r++)
-                    check_layers(&l, 1, rows[r], (r + s) % 2);
+                for (int r = 0; r < 10; r++) check_layers(&l, 1, rows[r], (r + s) % 2);
                 unmake(&l);
             }
 }
@@ -125,8 +133,7 @@ static void together(void) { /* jobs of unequal sizes and dtypes share a region 
         check_layers(layers, n, 40, true);
         check_layers(layers, n, 40, false);
     }
-    for (int j = 0; j < QL_MAX_JOBS; j++)
-        unmake(&layers[j]);
+    for (int j = 0; j < QL_MAX_JOBS; j++) unmake(&layers[j]);
 }
 
 static void wide(void) { /* more columns than are unpacked at once */

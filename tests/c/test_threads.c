@@ -1,5 +1,5 @@
-/* The pool of threads: every item once, on a valid thread, with its results visible; many regions, several callers at
- * once, more threads than cores, and a process that forks. */
+/* The pool of threads: every item once, on a valid thread, with its results visible; many regions,
+ * several callers at once, more threads than cores, and a process that forks. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -44,18 +44,15 @@ static bool region(int n_threads, int n_items) {
     r.n_threads = n_threads;
     ql_parallel(n_threads, n_items, note, &r);
     long total = 0;
-    for (int t = 0; t < QL_MAX_THREADS; t++)
-        total += r.in_use[t];
+    for (int t = 0; t < QL_MAX_THREADS; t++) total += r.in_use[t];
     bool good = atomic_load(&r.bad) == 0 && total == n_items;
-    for (int i = 0; i < MOST_ITEMS; i++)
-        good = good && r.count[i] == (i < n_items);
+    for (int i = 0; i < MOST_ITEMS; i++) good = good && r.count[i] == (i < n_items);
     return good;
 }
 
 static bool regions(int n_threads, int n) {
     bool good = true;
-    for (int i = 0; i < n; i++)
-        good = good && region(n_threads, i % 50 ? i % 17 : MOST_ITEMS);
+    for (int i = 0; i < n; i++) good = good && region(n_threads, i % 50 ? i % 17 : MOST_ITEMS);
     return good;
 }
 
@@ -101,7 +98,8 @@ static void several_callers(void) {
     }
 }
 
-static void after_sleep(void) { /* workers that went to sleep come back, and so does a caller that did */
+static void
+after_sleep(void) { /* workers that went to sleep come back, and so does a caller that did */
     for (int i = 0; i < 20; i++) {
         nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
         CHECK(region(3, 10 + i));
@@ -110,8 +108,7 @@ static void after_sleep(void) { /* workers that went to sleep come back, and so 
 
 static void uneven(void *context, int item, int thread) {
     (void)thread;
-    if (item == 0)
-        nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
+    if (item == 0) nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
     ((int *)context)[item] = item + 1;
 }
 
@@ -128,18 +125,17 @@ static void nested_task(void *context, int item, int thread) {
     int *counts = context;
     int inner[8] = {0};
     ql_parallel(3, 8, uneven, inner);
-    for (int i = 0; i < 8; i++)
-        counts[item] += inner[i];
+    for (int i = 0; i < 8; i++) counts[item] += inner[i];
 }
 
 static void nested(void) { /* runs where it is called */
     int counts[5] = {0};
     ql_parallel(3, 5, nested_task, counts);
-    for (int i = 0; i < 5; i++)
-        CHECK_EQUAL(counts[i], 36);
+    for (int i = 0; i < 5; i++) CHECK_EQUAL(counts[i], 36);
 }
 
-/* The exit status of a child that runs regions; -1 when it did not end by itself within 20 seconds. */
+/* The exit status of a child that runs regions; -1 when it did not end by itself within 20 seconds.
+ */
 static int run_child(void) {
     fflush(stdout);
     pid_t child = fork();
@@ -148,8 +144,7 @@ static int run_child(void) {
         _exit(regions(3, 500) && ql_threads_reserve(5, NULL) == QL_OK && regions(5, 200) ? 0 : 1);
     }
     int status = -1;
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
-        continue;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
@@ -158,21 +153,18 @@ static atomic_bool stop;
 static void *busy_caller(void *argument) {
     (void)argument;
     while (!atomic_load(&stop))
-        if (!region(3, 20))
-            return &stop;
+        if (!region(3, 20)) return &stop;
     return NULL;
 }
 
 static void forks(void) {
-    if (UNDER_TSAN)
-        return;
+    if (UNDER_TSAN) return;
     atomic_store(&stop, false);
     CHECK_EQUAL(run_child(), 0);
     CHECK(regions(3, 200)); /* the parent goes on */
-    pthread_t thread; /* and with a region under way in another thread */
+    pthread_t thread;       /* and with a region under way in another thread */
     CHECK_EQUAL(pthread_create(&thread, NULL, busy_caller, NULL), 0);
-    for (int i = 0; i < 20; i++)
-        CHECK_EQUAL(run_child(), 0);
+    for (int i = 0; i < 20; i++) CHECK_EQUAL(run_child(), 0);
     atomic_store(&stop, true);
     void *result = &stop;
     pthread_join(thread, &result);
@@ -184,8 +176,7 @@ static pthread_t main_thread;
 
 static void on_signal(int number) {
     (void)number;
-    if (!pthread_equal(pthread_self(), main_thread))
-        atomic_fetch_add(&wrong_thread, 1);
+    if (!pthread_equal(pthread_self(), main_thread)) atomic_fetch_add(&wrong_thread, 1);
 }
 
 static void signals_stay_outside(void) { /* a signal to the process never interrupts a worker */
