@@ -135,10 +135,13 @@ const char qlpy_rank_doc[] =
 PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"heads", "queries", "begin", "end", "piece", NULL};
     session_object *self = (session_object *)object;
-    PyObject *heads_given, *queries_given;
-    long long begin, end, piece;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLLL:rank", names, &heads_given,
-                                     &queries_given, &begin, &end, &piece)) {
+    PyObject *heads_given, *queries_given, *begin_given, *end_given, *piece_given;
+    int64_t begin, end, piece;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO:rank", names, &heads_given,
+                                     &queries_given, &begin_given, &end_given, &piece_given) ||
+        !qlpy_int64(self->state, begin_given, "begin", &begin) ||
+        !qlpy_int64(self->state, end_given, "end", &end) ||
+        !qlpy_int64(self->state, piece_given, "piece", &piece)) {
         return NULL;
     }
     int n_heads = 0;
@@ -157,8 +160,8 @@ PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs) {
                   (Py_ssize_t)given[2]);
     } else if (queries && (begin < 0 || end <= begin || piece < 1)) {
         qlpy_fail(self->state, QL_INVALID_VALUE,
-                  "rank needs 0 <= begin < end and piece >= 1, but got %lld, %lld and %lld", begin,
-                  end, piece);
+                  "rank needs 0 <= begin < end and piece >= 1, but got %lld, %lld and %lld",
+                  (long long)begin, (long long)end, (long long)piece);
     } else if (queries && qlpy_enter(self)) {
         ql_error err = {0};
         ql_status status = QL_OK;
