@@ -218,7 +218,7 @@ void ql_parallel(int n_threads, int n_items, ql_task task, void *context) {
     pool.n_items = n_items;
     atomic_store(&pool.next_item, 0);
     int n_called = 0;
-    while (n_called < n_workers && atomic_load(&pool.next_item) < n_items) /* or the first did all */
+    while (n_called < n_workers && atomic_load(&pool.next_item) < n_items) /* or one did all */
         call(&pool.workers[++n_called]);
     take_items(0);
     for (int i = 1; i <= n_called; i++) join(&pool.workers[i]);
