@@ -10,10 +10,13 @@ static PyArrayObject *array_of(module_state *state, PyObject *value, int type, i
                                const char *what) {
     PyObject *any = PyArray_FROM_O(value); /* first, or a list of floats would pass as integers */
     bool empty = any && PyArray_SIZE((PyArrayObject *)any) == 0; /* [] is an array of floats */
+    bool odd = any && !empty && PyArray_ISBOOL((PyArrayObject *)any);
     int flags = NPY_ARRAY_CARRAY_RO | (empty ? NPY_ARRAY_FORCECAST : 0);
-    PyObject *array = any ? PyArray_FROMANY(any, type, rank, rank, flags) : NULL;
+    PyObject *array = any && !odd ? PyArray_FROMANY(any, type, rank, rank, flags) : NULL;
     Py_XDECREF(any);
-    if (!array) {
+    PyObject *cause = array ? NULL : PyErr_Occurred();
+    if (odd || (cause && (PyErr_GivenExceptionMatches(cause, PyExc_TypeError) ||
+                          PyErr_GivenExceptionMatches(cause, PyExc_ValueError)))) {
         PyErr_Clear();
         qlpy_fail(state, QL_INVALID_TYPE, "%s, not %R", what, value);
     }
