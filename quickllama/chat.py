@@ -186,7 +186,7 @@ class ChatTemplate:
         if name not in self.templates:
             raise InvalidValue(
                 f"this model has no chat template named {name!r}, but {sorted(self.templates)}; "
-                f"name one of them"
+                "name one of them"
             )
         text = self.templates[name]
         if len(text) > MAX_TEMPLATE_CHARACTERS:

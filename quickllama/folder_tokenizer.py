@@ -38,7 +38,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileProblem(
             f"{path} should hold a JSON object, but holds a {type(value).__name__}; download it "
-            f"again"
+            "again"
         )
     return value
 
@@ -104,7 +104,7 @@ def _named_templates(value: object, path: Path) -> str | dict[str, str] | None:
             return named or None
     raise InvalidType(
         f"chat_template in {path} should be a string or a list of objects with 'name' and "
-        f"'template'"
+        "'template'"
     )
 
 
@@ -197,7 +197,7 @@ def _build(folder: Path, config: Mapping[str, Any], names: Mapping[str, str]) ->
     except Exception as problem:  # the library raises the bare class
         raise FileProblem(
             f"{path} is not a tokenizer that the `tokenizers` library reads ({problem}); download "
-            f"it again, or update "
+            "it again, or update "
             "the library"
         ) from problem
     encoder.no_truncation()
@@ -226,7 +226,7 @@ def folder_source(path: str | Path) -> TokenizerSource:
     if not (folder / "tokenizer.json").is_file():
         raise FileProblem(
             f"{folder} has no tokenizer.json, from which the tokenizer is built (tokenizer.model "
-            f"alone is not read); "
+            "alone is not read); "
             "save the tokenizer with a fast class of transformers into this folder"
         )
     config = _read_object(folder / "tokenizer_config.json")

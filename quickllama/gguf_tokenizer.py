@@ -29,6 +29,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from quickllama.errors import InvalidType, InvalidValue, MissingKey
+from quickllama.sentencepiece_merges import sentencepiece_merges
 from quickllama.text_cuts import CutRule
 from quickllama.tokenizer_backend import (
     LLAMA3_PATTERN,
@@ -136,13 +137,13 @@ def _read_vocabulary(metadata: Mapping[str, object]) -> _Vocabulary:
     if model not in ("gpt2", "llama"):
         raise InvalidValue(
             f"the tokenizer model {model!r} of this GGUF file is not known; 'gpt2' (byte-level "
-            f"BPE) and "
+            "BPE) and "
             "'llama' (SentencePiece BPE) are. Use a folder with tokenizer.json instead"
         )
     if model == "gpt2" and pre not in KNOWN_PRE:
         raise InvalidValue(
             f"the pre-tokenizer {pre!r} of this GGUF file is not known, and guessing would give "
-            f"wrong tokens; known are "
+            "wrong tokens; known are "
             f"{', '.join(KNOWN_PRE)}. Use a folder with tokenizer.json instead"
         )
     # An empty name cannot be looked up; llama.cpp calls such tokens so.
@@ -168,7 +169,7 @@ def _read_vocabulary(metadata: Mapping[str, object]) -> _Vocabulary:
     if model == "llama" and scores is None:
         raise MissingKey(
             f"the GGUF file has no {PREFIX}scores, from which the merges of a SentencePiece "
-            f"tokenizer follow; "
+            "tokenizer follow; "
             "convert the model again"
         )
     return _Vocabulary(model, pre, tokens, types, scores, merges, ids)
@@ -208,7 +209,7 @@ def _byte_level_encoder(vocabulary: _Vocabulary) -> Tokenizer:
         if not found or not left or not right:
             raise InvalidValue(
                 f"{PREFIX}merges[{index}] is {merge!r}; expected two tokens with one space between "
-                f"them"
+                "them"
             )
         pairs.append((left, right))
     try:
@@ -223,58 +224,16 @@ def _byte_level_encoder(vocabulary: _Vocabulary) -> Tokenizer:
     return encoder
 
 
-def sentencepiece_merges(
-    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]
-) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE vocabulary, best first: every pair of tokens that makes a
-    token.
-
-    ``tokens``, ``types`` and ``scores`` are [V]. SentencePiece (`bpe_model.cc`) always merges the
-    pair whose result has the highest score; control, unknown and byte tokens are never results.
-    Equal scores are merged from left to right there, which a fixed order of merges gives only for
-    runs of one character; raises InvalidValue for others, and for tokens with a character that is
-    no token itself.
-    """
-    rank: dict[str, int] = {}
-    mergeable = {t: i for i, t in enumerate(tokens) if types[i] in (NORMAL, UNUSED)}
-    characters = {token for token in mergeable if len(token) == 1}
-    long_tokens = [(-scores[i], i, token) for token, i in mergeable.items() if len(token) > 1]
-    long_tokens.sort()
-    merges: list[tuple[str, str]] = []
-    previous: tuple[float, str] | None = None
-    for cost, index, token in long_tokens:
-        if not characters.issuperset(token):
-            odd = next(character for character in token if character not in characters)
-            raise InvalidValue(
-                f"the token {token!r} ({index}) has the character {odd!r}, which is no token: this "
-                f"SentencePiece "
-                "vocabulary cannot be built exactly. Use a folder with tokenizer.json instead"
-            )
-        if previous is not None and previous[0] == cost and len({*previous[1], *token}) > 1:
-            raise InvalidValue(
-                f"the tokens {previous[1]!r} and {token!r} have the same score {-cost}: this "
-                f"SentencePiece vocabulary "
-                "cannot be built exactly. Use a folder with tokenizer.json instead"
-            )
-        previous = (cost, token)
-        rank[token] = index
-        pairs = [
-            (mergeable[left], mergeable[right])
-            for left, right in ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-            if left in mergeable and right in mergeable
-        ]
-        merges.extend((tokens[left], tokens[right]) for left, right in sorted(pairs))
-    return merges
-
-
 def _sentencepiece_encoder(vocabulary: _Vocabulary, unknown: str, space_prefix: bool) -> Tokenizer:
     assert vocabulary.scores is not None
-    merges = sentencepiece_merges(vocabulary.tokens, vocabulary.types, vocabulary.scores)
+    entries = zip(vocabulary.tokens, vocabulary.types, vocabulary.scores, strict=True)
+    scores = {token: score for token, kind, score in entries if kind in (NORMAL, UNUSED)}
+    merges = sentencepiece_merges(scores, vocabulary.ids)
     missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary.ids]
     if missing:
         raise InvalidValue(
             f"this SentencePiece vocabulary has no token <0x{missing[0]:02X}>: without all 256 "
-            f"byte tokens some texts "
+            "byte tokens some texts "
             "cannot be encoded. Use a folder with tokenizer.json instead"
         )
     model = BPE(
@@ -389,7 +348,7 @@ def gguf_source(metadata: Mapping[str, object]) -> TokenizerSource:
         if metadata.get(PREFIX + "precompiled_charsmap") is not None:
             raise InvalidValue(
                 f"this GGUF file has a {PREFIX}precompiled_charsmap, a normalisation of texts that "
-                f"is not computed "
+                "is not computed "
                 "here. Use a folder with tokenizer.json instead"
             )
     adds_bos = vocabulary.model == "llama" or vocabulary.pre in LLAMA3
@@ -398,7 +357,7 @@ def gguf_source(metadata: Mapping[str, object]) -> TokenizerSource:
     if vocabulary.model == "gpt2" and space_prefix:
         raise InvalidValue(
             f"{PREFIX}add_space_prefix is not known for byte-level BPE; use a folder with "
-            f"tokenizer.json instead"
+            "tokenizer.json instead"
         )
     ends = {special[name] for name in ("eos", "eot", "eom")}
     for name in END_NAMES & vocabulary.ids.keys():

@@ -49,6 +49,7 @@ class Budget:
         self.visits = MAX_VISITS
 
     def step(self) -> None:
+        """Count one item of a loop or one call."""
         self.steps -= 1
         if self.steps < 0:
             raise SecurityError("it does more steps than any template needs")
@@ -59,6 +60,7 @@ class Budget:
             raise SecurityError("it makes a larger text or list than any template needs")
 
     def print(self, text: str) -> None:
+        """Count a text that is printed, into the output or into a variable."""
         self.printed += len(text)
         self.check_size(self.printed)
         self.step()

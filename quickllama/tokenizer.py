@@ -160,7 +160,7 @@ class Tokenizer:
         if reached:
             raise InvalidValue(
                 f"the text gives the special token {backend.encoder.id_to_token(min(reached))!r}, "
-                f"which this "
+                "which this "
                 "tokenizer cannot tell from text; encode it with parse_special=True if that is "
                 "meant"
             )

@@ -14,12 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_tokenizer import byte_level_ids, sentencepiece_ids
 from small_tokenizers import (
-    BYTE,
     CONTROL,
     KINDS,
     NORMAL,
     PRES,
-    UNKNOWN,
     USER_DEFINED,
     byte_level_metadata,
     sentencepiece_metadata,
@@ -29,7 +27,8 @@ from small_tokenizers import (
 from small_tokenizers import pieces as pieces_of_text
 
 from quickllama.errors import InvalidType, InvalidValue, MissingKey
-from quickllama.gguf_tokenizer import KNOWN_PRE, sentencepiece_merges
+from quickllama.gguf_tokenizer import KNOWN_PRE
+from quickllama.sentencepiece_merges import sentencepiece_merges
 from quickllama.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -272,18 +271,39 @@ def test_twice_the_same_token_is_refused() -> None:
         Tokenizer.from_gguf(metadata)
 
 
+def merges_of(**scores: float) -> list[tuple[str, str]]:
+    return sentencepiece_merges(scores, {token: index for index, token in enumerate(scores)})
+
+
 def test_equal_scores_are_refused_where_their_order_matters() -> None:
-    types = [NORMAL] * 5
-    assert sentencepiece_merges(["a", "b", "c", "ab", "bc"], types, [0, 0, 0, -1, -2]) == [
-        ("a", "b"),
-        ("b", "c"),
-    ]
-    with pytest.raises(InvalidValue, match="same score"):
-        sentencepiece_merges(["a", "b", "c", "ab", "bc"], types, [0, 0, 0, -1, -1])
+    assert merges_of(a=0, b=0, c=0, ab=-1, bc=-2) == [("a", "b"), ("b", "c")]
+    with pytest.raises(InvalidValue, match="equal scores"):
+        merges_of(a=0, b=0, c=0, ab=-1, bc=-1)
     with pytest.raises(InvalidValue, match="'z'"):
-        sentencepiece_merges(["a", "az"], types[:2], [0, 0])
-    kinds = [NORMAL, NORMAL, CONTROL, UNKNOWN, BYTE]
-    assert sentencepiece_merges(["a", "b", "ab", "ba", "aa"], kinds, [0] * 5) == []
+        merges_of(a=0, az=-1)
+    # From the left: a run of three is finished before the next run of two begins.
+    assert merges_of(a=0, aa=-1, aaa=-1)[0] == ("aa", "a")
+
+
+@pytest.mark.parametrize(
+    "lengths", [(2, 3, 4, 5, 6, 7, 8), (2, 4, 8, 16), (2, 3, 5), (2,), (3, 2, 4), (2, 3, 4, 6)]
+)
+def test_runs_of_one_score_grow_from_the_left(lengths: tuple[int, ...]) -> None:
+    """Exactly as by the scores, or refused."""
+    metadata = dict(sentencepiece_metadata())
+    tokens = metadata["tokenizer.ggml.tokens"]
+    kinds = list(metadata["tokenizer.ggml.token_type"])
+    for index, token in enumerate(tokens):
+        if len(token) > 1 and set(token) == {"▁"}:
+            kinds[index] = NORMAL if len(token) in lengths else CONTROL
+    scores = metadata["tokenizer.ggml.scores"]
+    mergeable = {t: scores[i] for i, t in enumerate(tokens) if kinds[i] == NORMAL}
+    tokenizer = Tokenizer.from_gguf(metadata | {"tokenizer.ggml.token_type": kinds})
+    ids = {token: i for i, token in enumerate(tokens)}
+    for count in range(1, 40):
+        text = " " * count + "x"
+        found = tokenizer.encode(text, add_special_tokens=False, parse_special=False)
+        assert found == sentencepiece_ids(text, mergeable, ids)
 
 
 def test_arrays_in_metadata_and_every_known_name() -> None:
