@@ -69,7 +69,7 @@ def sentencepiece_merges(scores: Mapping[str, float], order: Mapping[str, int]) 
     """The merges, best first: every pair of tokens that makes a token.
 
     ``scores`` has the tokens that merging may give and single characters (no control, unknown or
-    byte tokens, which SentencePiece never merges to); ``order`` their ids. Raises InvalidValue where
+    byte tokens, which SentencePiece never merges to); ``order`` their ids. Raises InvalidValue if
     no order of merges is exact: equal scores of tokens that are not runs of one character, or a
     token with a character that is no token itself.
     """

@@ -255,7 +255,7 @@ def test_wrong_metadata_is_named(metadata: dict[str, Any], error: type, words: s
                     f"t{i}" for i in range(len(sentencepiece_metadata()["tokenizer.ggml.tokens"]))
                 ],
             ),
-            "no token",
+            "which is none",
         ),
     ],
 )
