@@ -1,5 +1,5 @@
-/* Methods of Session that find passages for a question and use them again: the core's ql_session_rank
- * and its neighbours. */
+/* Methods of Session that find passages for a question and use them again: the core's
+ * ql_session_rank and its neighbours. */
 #include "session.h"
 
 /* ---- arrays from outside ---- */
