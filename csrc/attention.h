@@ -29,10 +29,9 @@ typedef struct ql_attention {
         *local_mass; /* [H, local keys]: each key's probability summed over the queries; or NULL */
 } ql_attention;
 
-/* Bytes of scratch for attention over at most n_global + n_local keys in at most n_spans spans. */
-size_t ql_attention_scratch(ql_heads heads, int n_threads, int n_tokens, int64_t n_global,
-                            int64_t n_local, int64_t reach, int n_spans);
+/* How many of the global keys the query at position p sees: a prefix, by the order of the spans. */
+int64_t ql_visible_global(const ql_attention *a, int64_t p);
 
-void ql_attend(const ql_attention *a, void *scratch);
+int64_t ql_count_keys(const ql_span *spans, int n);
 
 #endif

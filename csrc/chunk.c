@@ -4,11 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention.h"
 #include "error.h"
 #include "memory.h"
+#include "pieces.h"
 #include "rope.h"
 #include "threads.h"
+#include "tiles.h"
 
 enum { WRITE_TOKENS = 32 };
 
@@ -157,8 +158,7 @@ static int look_up(ql_memory *m, int layer) {
     rotate_far(m, m->query);
     if (m->config.mode == QL_QLLM && m->question.known) {
         const float *question = m->question.vectors + layer * width;
-        for (size_t i = 0; i < width; i++)
-            m->query[i] += m->config.question_weight * question[i];
+        for (size_t i = 0; i < width; i++) m->query[i] += m->config.question_weight * question[i];
     }
     ql_score_blocks(m->scores, &m->index, m->kernels, m->n_threads, layer, m->query, m->n_blocks);
     ql_choose(m->chosen, k, m->scores, m->n_blocks);
@@ -253,7 +253,10 @@ void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const
                           ? m->mass + (size_t)layer * m->heads.n_heads * (size_t)local_keys(m)
                           : NULL,
     };
-    ql_attend(&attention, scratch);
+    if (m->chunk == 1)
+        ql_attend_pieces(&attention, scratch);
+    else
+        ql_attend_tiles(&attention, scratch);
 }
 
 size_t ql_memory_scratch(const ql_memory *m) {
@@ -262,8 +265,10 @@ size_t ql_memory_scratch(const ql_memory *m) {
         n_global =
             (int64_t)most_chosen(m) * m->config.block_size + m->n_first +
             max64(0, m->n_tokens + m->chunk - m->config.n_local - ql_memory_first_waiting(m));
-    return ql_attention_scratch(m->heads, m->n_threads, m->chunk, n_global, local_keys(m), m->reach,
-                                (int)m->spans_capacity);
+    if (m->chunk == 1)
+        return ql_pieces_scratch(m->heads, n_global + local_keys(m), (int)m->spans_capacity);
+    return ql_tiles_scratch(m->kernels, m->heads, m->config.kv_dtype, m->n_threads, m->chunk,
+                            n_global, local_keys(m), m->reach);
 }
 
 /* ---- commit ---- */

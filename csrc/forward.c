@@ -31,13 +31,14 @@ void ql_workspace_give(ql_model *model, ql_workspace *workspace) {
 static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-static size_t product_scratch(const ql_model *model) {
+static size_t product_scratch(const ql_model *model, int n_rows) {
     const ql_layer *l = &model->weights.layers[0]; /* all layers have the same shapes */
     const ql_matrix *matrices[] = {&l->q,    &l->k,  &l->v,    &l->o,
                                    &l->gate, &l->up, &l->down, &model->weights.head};
     size_t bytes = 64;
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
-        bytes = largest(bytes, ql_linear_scratch(matrices[i]));
+        bytes = largest(bytes,
+                        ql_linear_scratch(model->kernels, model->n_threads, matrices[i], n_rows));
     return aligned(bytes);
 }
 
@@ -52,8 +53,7 @@ ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_toke
     } parts[] = {{&w->x, E},    {&w->h, E},           {&w->q, queries}, {&w->k, keys},
                  {&w->v, keys}, {&w->heads, queries}, {&w->gate, F},    {&w->up, F}};
     enum { N_PARTS = sizeof parts / sizeof *parts };
-    w->scratch_stride = product_scratch(model);
-    size_t need = largest(w->scratch_stride * model->n_threads, attention_bytes);
+    size_t need = largest(product_scratch(model, n_tokens), attention_bytes);
     for (int i = 0; i < N_PARTS; i++) need += aligned(n_tokens * parts[i].row * sizeof(float));
     if (need > w->bytes) {
         free(w->memory);
@@ -124,8 +124,7 @@ static ql_linear_job job(float *y, const float *x, const ql_matrix *w) {
 
 static void multiply(const ql_model *model, ql_workspace *w, const ql_linear_job *jobs, int n_jobs,
                      int n_rows) {
-    ql_linear(model->kernels, model->n_threads, jobs, n_jobs, n_rows, w->scratch,
-              w->scratch_stride);
+    ql_linear(model->kernels, model->n_threads, jobs, n_jobs, n_rows, w->scratch);
 }
 
 static void add_product(const ql_model *model, ql_workspace *w, float *y, const float *x,

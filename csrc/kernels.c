@@ -20,9 +20,10 @@ static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        tables[n++] = &ql_kernels_avx512;
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) tables[n++] = &ql_kernels_avx512bf16;
+    if (avx512) tables[n++] = &ql_kernels_avx512;
     if (avx2) tables[n++] = &ql_kernels_avx2;
 #endif
     tables[n++] = &ql_kernels_portable;

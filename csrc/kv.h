@@ -7,6 +7,8 @@
 #include "kernels.h"
 #include "store.h"
 
+enum { QL_MAX_HEAD_DIM = 1024 };
+
 typedef struct ql_heads {
     int n_layers, n_heads, n_kv_heads, head_dim; /* L, H, G, D */
 } ql_heads;

@@ -10,7 +10,7 @@
 enum { FEW_BYTES = 128 << 10, FEW_GROUP = 8, MOST_FEW_ROWS = 512 };
 /* Up to so many rows of x the few-row kernels, called again for each QL_FEW_ROWS rows, are faster
  * than sgemm. */
-enum { MOST_ROWS_BY_DOTS = 64 };
+enum { MOST_ROWS_BY_DOTS = 64, MOST_ROWS_BEFORE_PANELS = 4 };
 /* Many rows: a matrix is cut into a power of two panels (so they go evenly on 2, 4, 8, 16 threads),
  * 16 where it is large enough; narrower ones are slower, as sgemm packs x anew for each. bfloat16
  * is unpacked in blocks of so many values. */
@@ -21,16 +21,23 @@ enum {
     WHOLE = 16,
     UNPACKED_VALUES = 256 << 10
 };
+/* Products of bfloat16: items of one panel by all rows, or by so few that there are enough items
+ * to go evenly on several threads. The panel is packed anew for each: 2 % of the time at 512 rows. */
+enum { ENOUGH_ITEMS = 16, LEAST_ROWS = 64, PACKED_ROWS = 16 };
+
+typedef enum way { BY_DOTS, BY_SGEMM, BY_PANELS } way;
 
 typedef struct region {
     const ql_kernels *kernels;
     const ql_linear_job *jobs;
     int n_jobs, n_rows;
-    bool few;
+    way way;
     int panel[QL_MAX_JOBS]; /* rows of W in a panel of each job */
+    int rows[QL_MAX_JOBS];  /* rows of x in an item of each job */
     int end[QL_MAX_JOBS];   /* items of this job and those before it */
+    uint16_t *x;            /* [T, even_k] as bfloat16, for BY_PANELS */
     char *scratch;
-    size_t scratch_stride;
+    size_t scratch_stride; /* bytes of each thread */
 } region;
 
 static size_t value_bytes(ql_dtype dtype) {
@@ -55,10 +62,37 @@ static int many_columns(const ql_matrix *w) {
     return w->n_in < most ? w->n_in : most;
 }
 
-size_t ql_linear_scratch(const ql_matrix *w) {
-    size_t few = (size_t)few_panel(w) * QL_FEW_ROWS;
-    size_t many = w->dtype == QL_F32 ? 0 : (size_t)many_panel(w) * (size_t)many_columns(w);
-    return (few > many ? few : many) * sizeof(float);
+/* All jobs of a call hold their weights the same way. */
+static way way_of(const ql_kernels *kernels, const ql_matrix *w, int n_rows) {
+    if (w->dtype == QL_BF16 && kernels->panels)
+        return n_rows <= MOST_ROWS_BEFORE_PANELS ? BY_DOTS : BY_PANELS;
+    return n_rows <= MOST_ROWS_BY_DOTS ? BY_DOTS : BY_SGEMM;
+}
+
+static size_t even(int k) { return (size_t)(k + 1) / 2 * 2; }
+static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Bytes of the rounded x, before the threads' own. */
+static size_t shared_scratch(way way, const ql_matrix *w, int n_rows) {
+    return way == BY_PANELS ? aligned((size_t)n_rows * even(w->n_in) * sizeof(uint16_t)) : 0;
+}
+
+static size_t thread_scratch(way way, const ql_matrix *w) {
+    if (way == BY_PANELS) return even(w->n_in) * QL_PANEL * sizeof(uint16_t);
+    if (way == BY_DOTS) return aligned((size_t)few_panel(w) * QL_FEW_ROWS * sizeof(float));
+    if (w->dtype == QL_F32) return 0;
+    return aligned((size_t)many_panel(w) * (size_t)many_columns(w) * sizeof(float));
+}
+
+size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, int n_rows) {
+    size_t most = 0;
+    const way ways[] = {BY_DOTS, way_of(kernels, w, n_rows)}; /* fewer rows go by dots */
+    for (int i = 0; i < 2; i++) {
+        size_t bytes =
+            shared_scratch(ways[i], w, n_rows) + (size_t)n_threads * thread_scratch(ways[i], w);
+        if (bytes > most) most = bytes;
+    }
+    return most;
 }
 
 static void add_rows(const region *r, float *y, size_t ldy, const float *x, size_t ldx, int n_rows,
@@ -107,36 +141,74 @@ static void many_rows(const region *r, const ql_linear_job *job, int first, int 
     }
 }
 
+static void round_task(void *context, int item, int thread) {
+    (void)thread;
+    const region *r = context;
+    size_t k = (size_t)r->jobs[0].w->n_in, row = even((int)k);
+    for (int t = item * PACKED_ROWS; t < r->n_rows && t < (item + 1) * PACKED_ROWS; t++) {
+        r->kernels->pack_bf16(r->x + t * row, r->jobs[0].x + t * r->jobs[0].ldx, k);
+        if (row > k) r->x[t * row + k] = 0;
+    }
+}
+
+/* Columns first ... first + n - 1 of y, rows from ... from + rows - 1. */
+static void panel_rows(const region *r, const ql_linear_job *job, int first, int n, int from,
+                       int rows, uint16_t *panel) {
+    const ql_panels *panels = r->kernels->panels;
+    size_t k = (size_t)job->w->n_in;
+    panels->pack_rows(panel, (const uint16_t *)job->w->data + first * k, k, n, k);
+    panels->multiply(job->y + (size_t)from * job->ldy + first, job->ldy,
+                     r->x + (size_t)from * even((int)k), even((int)k), panel, rows, n, k, 1,
+                     job->accumulate);
+}
+
 static void run_item(void *context, int item, int thread) {
     const region *r = context;
     int j = 0;
     while (item >= r->end[j]) j++;
+    if (j) item -= r->end[j - 1];
     const ql_linear_job *job = &r->jobs[j];
-    int first = (item - (j ? r->end[j - 1] : 0)) * r->panel[j];
+    int panels = (job->w->n_out + r->panel[j] - 1) / r->panel[j];
+    int first = item % panels * r->panel[j], from = item / panels * r->rows[j];
     int n = job->w->n_out - first < r->panel[j] ? job->w->n_out - first : r->panel[j];
-    float *scratch = (float *)(void *)(r->scratch + (size_t)thread * r->scratch_stride);
-    if (r->few)
-        few_rows(r, job, first, n, scratch);
-    else
-        many_rows(r, job, first, n, scratch);
-    if (job->w->bias) add_rows(r, job->y + first, job->ldy, job->w->bias + first, 0, r->n_rows, n);
+    int rows = r->n_rows - from < r->rows[j] ? r->n_rows - from : r->rows[j];
+    void *scratch = r->scratch + (size_t)thread * r->scratch_stride;
+    if (r->way == BY_DOTS) few_rows(r, job, first, n, scratch);
+    if (r->way == BY_SGEMM) many_rows(r, job, first, n, scratch);
+    if (r->way == BY_PANELS) panel_rows(r, job, first, n, from, rows, scratch);
+    if (job->w->bias)
+        add_rows(r, job->y + (size_t)from * job->ldy + first, job->ldy, job->w->bias + first, 0,
+                 rows, n);
+}
+
+/* Cuts job j into items; returns how many. */
+static int cut(region *r, int j) {
+    const ql_matrix *w = r->jobs[j].w;
+    r->rows[j] = r->n_rows;
+    r->panel[j] = r->way == BY_DOTS ? few_panel(w) : r->way == BY_SGEMM ? many_panel(w) : QL_PANEL;
+    int panels = (w->n_out + r->panel[j] - 1) / r->panel[j], pieces = 1;
+    while (r->way == BY_PANELS && panels * pieces < ENOUGH_ITEMS &&
+           r->n_rows / (2 * pieces) >= LEAST_ROWS)
+        pieces *= 2;
+    r->rows[j] = (r->n_rows + pieces - 1) / pieces;
+    return panels * ((r->n_rows + r->rows[j] - 1) / r->rows[j]);
 }
 
 void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
-               int n_rows, void *scratch, size_t scratch_stride) {
-    region r = {.kernels = kernels,
-                .jobs = jobs,
-                .n_jobs = n_jobs,
-                .n_rows = n_rows,
-                .few = n_rows <= MOST_ROWS_BY_DOTS,
-                .scratch = scratch,
-                .scratch_stride = scratch_stride};
+               int n_rows, void *scratch) {
+    region r = {.kernels = kernels, .jobs = jobs, .n_jobs = n_jobs, .n_rows = n_rows};
+    r.way = way_of(kernels, jobs[0].w, n_rows);
+    r.x = scratch;
+    r.scratch = (char *)scratch + shared_scratch(r.way, jobs[0].w, n_rows);
     int n_items = 0;
     for (int j = 0; j < n_jobs; j++) {
-        r.panel[j] = r.few ? few_panel(jobs[j].w) : many_panel(jobs[j].w);
-        n_items += (jobs[j].w->n_out + r.panel[j] - 1) / r.panel[j];
+        size_t bytes = thread_scratch(r.way, jobs[j].w);
+        if (bytes > r.scratch_stride) r.scratch_stride = bytes;
+        n_items += cut(&r, j);
         r.end[j] = n_items;
     }
+    if (r.way == BY_PANELS)
+        ql_parallel(n_threads, (n_rows + PACKED_ROWS - 1) / PACKED_ROWS, round_task, &r);
     ql_parallel(n_threads, n_items, run_item, &r);
 }
 

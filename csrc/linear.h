@@ -1,7 +1,7 @@
 /* linear.h - y = x Wᵀ + bias, for every way in which weights are held: few rows by the few-row
- * kernels at memory speed, many rows by OpenBLAS. Work is cut into panels of W's rows that depend
- * on W's shape alone, never on the number of threads: one product is always all rows of x by one
- * panel, so that results do not depend on threads (docs/architecture.md). */
+ * kernels at memory speed, many rows by OpenBLAS, or by products of bfloat16 where weights are
+ * bfloat16 and the CPU has them (x is rounded to bfloat16 then). Work is cut by the shapes alone,
+ * never by the number of threads, so that results do not depend on it (docs/architecture.md). */
 #ifndef QL_LINEAR_H
 #define QL_LINEAR_H
 
@@ -25,13 +25,13 @@ typedef struct ql_linear_job {
 
 enum { QL_MAX_JOBS = 4 };
 
-/* Bytes of scratch that each thread needs for products with this matrix. */
-size_t ql_linear_scratch(const ql_matrix *w);
+/* Bytes of scratch for products of up to n_rows rows with this matrix. */
+size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, int n_rows);
 
-/* All jobs in one region of threads. n_rows: T. scratch [n_threads, scratch_stride bytes], 64-byte
- * aligned. */
+/* All jobs side by side; they have the same x. n_rows: T. scratch: as much as the job that needs
+ * most, 64-byte aligned. */
 void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
-               int n_rows, void *scratch, size_t scratch_stride);
+               int n_rows, void *scratch);
 
 /* Row i of the matrix as float32: y [n_in]. */
 void ql_matrix_row(const ql_kernels *kernels, float *y, const ql_matrix *w, int64_t i);

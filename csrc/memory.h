@@ -14,7 +14,7 @@
 #include "trace.h"
 #include "window.h"
 
-enum { QL_MAX_HEAD_DIM = 1024, QL_MAX_REPR = 1024 };
+enum { QL_MAX_REPR = 1024 };
 
 typedef struct ql_question {
     int64_t begin, end; /* tokens; begin == end: there is none */

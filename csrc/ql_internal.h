@@ -33,12 +33,11 @@ struct ql_workspace {
     ql_workspace *next;
     void *memory;
     size_t bytes;
-    float *x, *h;          /* [T, E] residual stream, normed input of a product */
-    float *q, *k, *v;      /* [T, H*D], [T, G*D], [T, G*D] */
-    float *heads;          /* [T, H*D] output of attention */
-    float *gate, *up;      /* [T, F] */
-    void *scratch;         /* of one product or attention, whichever runs */
-    size_t scratch_stride; /* bytes of it for each thread of a product */
+    float *x, *h;     /* [T, E] residual stream, normed input of a product */
+    float *q, *k, *v; /* [T, H*D], [T, G*D], [T, G*D] */
+    float *heads;     /* [T, H*D] output of attention */
+    float *gate, *up; /* [T, F] */
+    void *scratch;    /* of one product or attention, whichever runs */
 };
 
 ql_workspace *ql_workspace_take(ql_model *model, ql_error *err);

@@ -26,7 +26,7 @@ LAYERS = (
     ("blas",),
     ("linear", "kv"),
     ("window", "lookup", "attention"),
-    ("memory",),
+    ("memory", "pieces", "tiles"),
     ("chunk",),
     ("retrieval",),
     ("weights",),

@@ -129,8 +129,41 @@ static void add(float *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] += x[i];
 }
 
+/* Where a panel holds number `row` of a column. */
+static size_t panel_at(size_t row, int column) {
+    return (row / 2 * QL_PANEL + (size_t)column) * 2 + row % 2;
+}
+
+static void panel_pack_rows(uint16_t *panel, const uint16_t *w, size_t ldw, int n, size_t k) {
+    for (size_t i = 0; i < (k + 1) / 2 * 2; i++)
+        for (int j = 0; j < QL_PANEL; j++)
+            panel[panel_at(i, j)] = j < n && i < k ? w[j * ldw + i] : 0;
+}
+
+static void panel_pack_columns(uint16_t *panel, const uint16_t *v, size_t ldv, int n, size_t k) {
+    for (size_t i = 0; i < (k + 1) / 2 * 2; i++)
+        for (int j = 0; j < QL_PANEL; j++)
+            panel[panel_at(i, j)] = j < n && i < k ? v[i * ldv + j] : 0;
+}
+
+static void panel_multiply(float *c, size_t ldc, const uint16_t *a, size_t lda,
+                           const uint16_t *panel, int m, int n, size_t k, float scale,
+                           bool accumulate) {
+    for (int i = 0; i < m; i++) {
+        for (int j = 0; j < n; j++) {
+            double sum = 0;
+            for (size_t p = 0; p < k; p++)
+                sum += (double)from_bf16(a[i * lda + p]) * from_bf16(panel[panel_at(p, j)]);
+            c[i * ldc + j] = (float)(sum * scale) + (accumulate ? c[i * ldc + j] : 0);
+        }
+    }
+}
+
+static const ql_panels panels = {panel_pack_rows, panel_pack_columns, panel_multiply};
+
 const ql_kernels ql_kernels_naive = {
     .name = "naive",
+    .panels = &panels,
     .dots_f32 = dots_f32,
     .dots_bf16 = dots_bf16,
     .mix_f32 = mix_f32,

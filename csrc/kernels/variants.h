@@ -7,7 +7,7 @@
 
 extern const ql_kernels ql_kernels_naive, ql_kernels_portable;
 #if defined(__x86_64__)
-extern const ql_kernels ql_kernels_avx2, ql_kernels_avx512;
+extern const ql_kernels ql_kernels_avx2, ql_kernels_avx512, ql_kernels_avx512bf16;
 #endif
 
 #endif

@@ -114,6 +114,43 @@ static int same_number(float a, float b) {
     return isnan(a) ? isnan(b) : memcmp(&a, &b, sizeof a) == 0;
 }
 
+/* Both ways of making a panel hold the same, and products with it are right up to rounding. */
+static void panel_case(int m, int n, size_t k) {
+    const ql_panels *ours = tested->panels, *theirs = naive->panels;
+    size_t even = (k + 1) / 2 * 2, bytes = even * QL_PANEL * sizeof(uint16_t);
+    float *x = floats((size_t)m * even), *w = floats((size_t)n * k), *y = floats((size_t)m * 70),
+          *z = malloc((size_t)m * 70 * sizeof *z);
+    uint16_t *a = calloc((size_t)m * even + 1, sizeof *a),
+             *rows = malloc((n * k + 1) * sizeof *rows),
+             *columns = malloc((n * k + 1) * sizeof *columns);
+    uint16_t *panel = aligned_alloc(64, bytes), *expected = aligned_alloc(64, bytes);
+    for (int i = 0; i < m; i++) naive->pack_bf16(a + (size_t)i * even, x + (size_t)i * even, k);
+    naive->pack_bf16(rows, w, n * k);
+    for (int i = 0; i < n; i++)
+        for (size_t j = 0; j < k; j++) columns[j * n + i] = rows[i * k + j];
+    theirs->pack_rows(expected, rows, k, n, k);
+    ours->pack_rows(panel, rows, k, n, k);
+    CHECK_SAME_BITS(panel, expected, bytes);
+    memset(panel, 0xff, bytes);
+    ours->pack_columns(panel, columns, n, n, k);
+    CHECK_SAME_BITS(panel, expected, bytes);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        memcpy(z, y, (size_t)m * 70 * sizeof *z);
+        theirs->multiply(z, 70, a, even, expected, m, n, k, 0.5f, accumulate);
+        ours->multiply(y, 70, a, even, panel, m, n, k, 0.5f, accumulate);
+        for (int i = 0; i < m * 70; i++) CHECK_NEAR(y[i], z[i], 1e-6 * sqrt((double)k));
+    }
+    free(x), free(w), free(y), free(z), free(a), free(rows), free(columns), free(panel);
+    free(expected);
+}
+
+static void panels(void) {
+    const int shapes[][3] = {{1, 1, 1},   {6, 64, 64},  {7, 63, 33},    {13, 17, 576},
+                             {5, 16, 31}, {200, 64, 2}, {12, 48, 1000}, {3, 33, 95}};
+    if (!tested->panels) return;
+    for (int i = 0; i < 8; i++) panel_case(shapes[i][0], shapes[i][1], (size_t)shapes[i][2]);
+}
+
 static void conversions(void) {
     static uint16_t x[0x10001];
     static float y[0x10001], z[0x10001];
@@ -304,6 +341,7 @@ int main(void) {
         int failures = check_failures;
         RUN(dots);
         RUN(mix);
+        RUN(panels);
         RUN(conversions);
         RUN(exponentials);
         RUN(gates);

@@ -1,0 +1,14 @@
+/* avx512bf16.c - avx512 with dot products of bfloat16. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define QL_WIDEN(half)   (vu) _mm512_cvtepu16_epi32((__m256i)(half))
+#define QL_NARROW(whole) (vh) _mm512_cvtepi32_epi16((__m512i)(whole))
+#define QL_VARIANT       avx512bf16
+#define QL_LANES         16
+#define QL_REGISTERS     32
+#define QL_PANELS        "panels.inc"
+#include "body.inc"
+#else
+typedef int ql_nothing_here; /* a file of C holds at least one declaration */
+#endif

@@ -1,0 +1,164 @@
+/* pieces.c - attention of one query. */
+#include "pieces.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "threads.h"
+
+enum { PIECE_KEYS = 384 }; /* about so many keys in a piece: several for each thread */
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static size_t padded(size_t floats) { return (floats + 15) / 16 * 16; }
+
+typedef struct pieces {
+    const ql_attention *a;
+    int group, n_pieces;
+    int64_t n_global, n_keys;
+    float *near, *far; /* [H*D] rotated queries */
+    float *scores;     /* [H, n_keys] */
+    float *out;        /* [H, n_pieces, D] */
+    float *top, *sum;  /* [H, n_pieces] */
+    int *starts;       /* [n_pieces + 1] spans, global and local counted through */
+    int64_t *offsets;  /* [n_pieces + 1] keys */
+} pieces;
+
+static ql_span span_at(const ql_attention *a, int s) {
+    return s < a->n_global ? a->global[s] : a->local[s - a->n_global];
+}
+
+static void piece_task(void *context, int item, int thread) {
+    (void)thread;
+    const pieces *x = context;
+    const ql_attention *a = x->a;
+    const ql_kernels *k = a->kernels;
+    int g = item / x->n_pieces, piece = item % x->n_pieces, D = a->heads.head_dim;
+    int64_t begin = x->offsets[piece], count = x->offsets[piece + 1] - begin;
+    for (int h0 = g * x->group; h0 < (g + 1) * x->group; h0 += QL_FEW_ROWS) {
+        int n_heads = (int)min64(QL_FEW_ROWS, (g + 1) * x->group - h0);
+        float *scores = x->scores + h0 * x->n_keys + begin,
+              *out = x->out + ((size_t)h0 * x->n_pieces + piece) * D;
+        size_t row = (size_t)x->n_keys, out_row = (size_t)x->n_pieces * D;
+        int64_t at = 0;
+        for (int s = x->starts[piece]; s < x->starts[piece + 1]; s++) {
+            ql_span span = span_at(a, s);
+            const float *q = (s < a->n_global ? x->far : x->near) + (size_t)h0 * D;
+            size_t offset = g * span.k_stride, n = (size_t)min64(span.n, count - at);
+            if (a->dtype == QL_F32)
+                k->dots_f32(scores + at, row, q, D, (const float *)span.k + offset, D, n_heads, n,
+                            D);
+            else
+                k->dots_bf16(scores + at, row, q, D, (const uint16_t *)span.k + offset, D, n_heads,
+                             n, D);
+            at += (int64_t)n;
+        }
+        for (int h = 0; h < n_heads; h++) {
+            size_t stat = (size_t)(h0 + h) * x->n_pieces + piece;
+            k->scale(scores + h * row, 1 / sqrtf((float)D), (size_t)count);
+            x->top[stat] = k->max(scores + h * row, (size_t)count);
+            x->sum[stat] = k->exp_sum(scores + h * row, x->top[stat], (size_t)count);
+            memset(out + h * out_row, 0, D * sizeof *out);
+        }
+        at = 0;
+        for (int s = x->starts[piece]; s < x->starts[piece + 1]; s++) {
+            ql_span span = span_at(a, s);
+            size_t offset = g * span.v_stride, n = (size_t)min64(span.n, count - at);
+            if (a->dtype == QL_F32)
+                k->mix_f32(out, out_row, scores + at, row, (const float *)span.v + offset, D,
+                           n_heads, n, D);
+            else
+                k->mix_bf16(out, out_row, scores + at, row, (const uint16_t *)span.v + offset, D,
+                            n_heads, n, D);
+            at += (int64_t)n;
+        }
+    }
+}
+
+/* Cuts the spans into pieces of about PIECE_KEYS keys, never inside a span. */
+static void cut_pieces(pieces *x) {
+    const ql_attention *a = x->a;
+    int64_t offset = 0, since = 0;
+    x->n_pieces = 0;
+    x->starts[0] = 0;
+    x->offsets[0] = 0;
+    for (int s = 0; s < a->n_global + a->n_local; s++) {
+        int64_t n = span_at(a, s).n;
+        if (s < a->n_global) n = min64(n, x->n_global - offset);
+        offset += n;
+        since += n;
+        bool last = s + 1 == a->n_global + a->n_local;
+        if (since < PIECE_KEYS && !last) continue;
+        x->n_pieces++;
+        x->starts[x->n_pieces] = s + 1;
+        x->offsets[x->n_pieces] = offset;
+        since = 0;
+    }
+}
+
+static void join_pieces(const pieces *x) {
+    const ql_attention *a = x->a;
+    const ql_kernels *k = a->kernels;
+    int D = a->heads.head_dim;
+    int64_t n_local = x->n_keys - x->n_global;
+    for (int h = 0; h < a->heads.n_heads; h++) {
+        float *out = a->out + (size_t)h * D, *sums = x->sum + (size_t)h * x->n_pieces,
+              *tops = x->top + (size_t)h * x->n_pieces;
+        float top = k->max(tops, (size_t)x->n_pieces), total = 0;
+        for (int i = 0; i < x->n_pieces; i++) {
+            k->exp_sum(&tops[i], top, 1); /* now the piece's share of the common scale */
+            total += tops[i] * sums[i];
+        }
+        memset(out, 0, D * sizeof *out);
+        for (int i = 0; i < x->n_pieces; i++) {
+            float share = tops[i] / total, *part = x->out + ((size_t)h * x->n_pieces + i) * D;
+            k->scale(part, share, D);
+            k->add(out, part, D);
+            int64_t from = max64(x->n_global, x->offsets[i]), to = x->offsets[i + 1];
+            if (!a->local_mass || from >= to) continue;
+            float *mass = a->local_mass + h * n_local + (from - x->n_global);
+            memcpy(mass, x->scores + h * x->n_keys + from, (size_t)(to - from) * sizeof *mass);
+            k->scale(mass, share, (size_t)(to - from));
+        }
+    }
+}
+
+/* Most pieces that n_keys keys in n_spans spans can be cut into. */
+static size_t most_pieces(int64_t n_keys, int n_spans) {
+    return (size_t)min64(n_spans, n_keys / PIECE_KEYS + 1) + 1;
+}
+
+size_t ql_pieces_scratch(ql_heads heads, int64_t n_keys, int n_spans) {
+    size_t n = most_pieces(n_keys, n_spans), H = heads.n_heads, D = heads.head_dim;
+    size_t floats = 2 * padded(H * D) + padded(H * (size_t)n_keys) + padded(H * n * D) +
+                    2 * padded(H * n) + padded(3 * (n + 1)) + 64;
+    return floats * sizeof(float);
+}
+
+void ql_attend_pieces(const ql_attention *a, void *scratch) {
+    int64_t n_global = ql_count_keys(a->global, a->n_global),
+            n_local = ql_count_keys(a->local, a->n_local);
+    int H = a->heads.n_heads, D = a->heads.head_dim;
+    pieces x = {.a = a,
+                .group = H / a->heads.n_kv_heads,
+                .n_global = min64(n_global, ql_visible_global(a, a->first))};
+    x.n_keys = x.n_global + n_local;
+    size_t most = most_pieces(n_global + n_local, a->n_global + a->n_local);
+    x.near = scratch;
+    x.far = x.near + padded((size_t)H * D);
+    x.scores = x.far + padded((size_t)H * D);
+    x.out = x.scores + padded((size_t)H * x.n_keys);
+    x.top = x.out + padded((size_t)H * most * D);
+    x.sum = x.top + padded((size_t)H * most);
+    x.offsets = (int64_t *)(x.sum + padded((size_t)H * most));
+    x.starts = (int *)(x.offsets + most + 1);
+    for (int h = 0; h < H; h++) {
+        a->kernels->rope(x.near + (size_t)h * D, a->q + (size_t)h * D, a->cos, a->sin, D);
+        if (n_global)
+            a->kernels->rope(x.far + (size_t)h * D, a->q + (size_t)h * D, a->far_cos, a->far_sin,
+                             D);
+    }
+    cut_pieces(&x);
+    ql_parallel(a->n_threads, a->heads.n_kv_heads * x.n_pieces, piece_task, &x);
+    join_pieces(&x);
+}
