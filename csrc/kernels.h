@@ -14,9 +14,9 @@
 
 enum { QL_FEW_ROWS = 4 }; /* most rows of x that the few-row kernels take at once */
 
-/* Products of bfloat16 with float32 sums, for many rows. A panel holds QL_PANEL columns of the right
- * hand side, two consecutive numbers of a column together: [(k + 1) / 2, QL_PANEL, 2], filled up with
- * zeros, 64-byte aligned. */
+/* Products of bfloat16 with float32 sums, for many rows. A panel holds QL_PANEL columns of the
+ * right hand side, two consecutive numbers of a column together: [(k + 1) / 2, QL_PANEL, 2], filled
+ * up with zeros, 64-byte aligned. */
 enum { QL_PANEL = 64 };
 
 typedef struct ql_panels {

@@ -21,8 +21,8 @@ enum {
     WHOLE = 16,
     UNPACKED_VALUES = 256 << 10
 };
-/* Products of bfloat16: items of one panel by all rows, or by so few that there are enough items
- * to go evenly on several threads. The panel is packed anew for each: 2 % of the time at 512 rows. */
+/* Products of bfloat16: items of one panel by all rows, or by so few that there are enough items to
+ * go evenly on several threads. The panel is packed anew for each: 2 % of the time at 512 rows. */
 enum { ENOUGH_ITEMS = 16, LEAST_ROWS = 64, PACKED_ROWS = 16 };
 
 typedef enum way { BY_DOTS, BY_SGEMM, BY_PANELS } way;

@@ -28,6 +28,13 @@ static ql_span span_at(const ql_attention *a, int s) {
     return s < a->n_global ? a->global[s] : a->local[s - a->n_global];
 }
 
+/* How many keys of span s count, the first of them being key `at` of all: the last global span may
+ * be seen in part. */
+static size_t visible_keys(const pieces *x, int s, int64_t at) {
+    int64_t n = span_at(x->a, s).n;
+    return (size_t)(s < x->a->n_global ? min64(n, x->n_global - at) : n);
+}
+
 static void piece_task(void *context, int item, int thread) {
     (void)thread;
     const pieces *x = context;
@@ -44,7 +51,7 @@ static void piece_task(void *context, int item, int thread) {
         for (int s = x->starts[piece]; s < x->starts[piece + 1]; s++) {
             ql_span span = span_at(a, s);
             const float *q = (s < a->n_global ? x->far : x->near) + (size_t)h0 * D;
-            size_t offset = g * span.k_stride, n = (size_t)min64(span.n, count - at);
+            size_t offset = g * span.k_stride, n = visible_keys(x, s, begin + at);
             if (a->dtype == QL_F32)
                 k->dots_f32(scores + at, row, q, D, (const float *)span.k + offset, D, n_heads, n,
                             D);
@@ -63,7 +70,7 @@ static void piece_task(void *context, int item, int thread) {
         at = 0;
         for (int s = x->starts[piece]; s < x->starts[piece + 1]; s++) {
             ql_span span = span_at(a, s);
-            size_t offset = g * span.v_stride, n = (size_t)min64(span.n, count - at);
+            size_t offset = g * span.v_stride, n = visible_keys(x, s, begin + at);
             if (a->dtype == QL_F32)
                 k->mix_f32(out, out_row, scores + at, row, (const float *)span.v + offset, D,
                            n_heads, n, D);
@@ -83,8 +90,7 @@ static void cut_pieces(pieces *x) {
     x->starts[0] = 0;
     x->offsets[0] = 0;
     for (int s = 0; s < a->n_global + a->n_local; s++) {
-        int64_t n = span_at(a, s).n;
-        if (s < a->n_global) n = min64(n, x->n_global - offset);
+        int64_t n = (int64_t)visible_keys(x, s, offset);
         offset += n;
         since += n;
         bool last = s + 1 == a->n_global + a->n_local;

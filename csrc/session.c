@@ -373,6 +373,7 @@ ql_session *ql_session_excerpt(ql_session *s, const int64_t *ranges, int n, ql_e
         ql_session_free(excerpt);
         excerpt = NULL;
     }
+    if (excerpt) leave(excerpt);
     leave(s);
     return excerpt;
 }

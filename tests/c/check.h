@@ -6,8 +6,8 @@
  *         return check_report("test_sums");
  *     }
  *
- * A failed check prints where and what, and the program goes on; its exit status is 1 when any failed.
- */
+ * A failed check prints where and what, and the program goes on; its exit status is 1 when any
+ * failed. */
 #ifndef QL_CHECK_H
 #define QL_CHECK_H
 
@@ -17,7 +17,8 @@
 
 static _Atomic int check_count, check_failures; /* checked from several threads too */
 
-/* Counts a check; on failure prints the place and returns false, so that the caller may print more. */
+/* Counts a check; on failure prints the place and returns false, so that the caller may print more.
+ */
 static inline int check_that(int holds, const char *file, int line, const char *text) {
     check_count++;
     if (!holds) {
