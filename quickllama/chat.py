@@ -3,8 +3,8 @@
 A template is rendered as transformers does it (`utils/chat_template_utils.py`,
 ``_compile_jinja_template``): in Jinja's immutable sandbox, with ``trim_blocks``, ``lstrip_blocks``,
 loop controls, the ``generation`` block, ``raise_exception``, ``strftime_now`` and a ``tojson`` that
-does not escape HTML. On top of that, forbidden attributes are an error instead of an empty text,
-and :mod:`quickllama.template_budget` bounds the work and the memory of one rendering.
+does not escape HTML. On top of that, forbidden attributes are an error instead of an empty text, and
+one multiplication cannot take all memory.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quickllama.errors import InvalidType, InvalidValue
-from quickllama.template_budget import BudgetedEnvironment, spending
 
 __all__ = ["ChatTemplate"]
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_TIME_FORMAT_CHARACTERS = 200
+MAX_PRODUCT = 1 << 20  # entries of a repeated text or list; bits of a power
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -67,13 +70,34 @@ def _to_json(
     )
 
 
-def _environment() -> BudgetedEnvironment:
-    environment = BudgetedEnvironment(
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, where what is forbidden is an error and products have an end."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Refuse ``attribute`` instead of calling it undefined."""
+        raise SecurityError(f"it asks for {attribute!r} of a {type(obj).__name__}")
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """``left * right`` and ``left ** right``, if the result has a reasonable size."""
+        if operator == "**":
+            size = left.bit_length() * right if isinstance(left, int) else 0
+        else:
+            times, many = (left, right) if isinstance(left, int) else (right, left)
+            size = times * len(many) if isinstance(many, str | list | tuple) else 0
+        if isinstance(size, int | float) and size > MAX_PRODUCT:
+            raise SecurityError("it makes a larger value than any template needs")
+        return super().call_binop(context, operator, left, right)
+
+
+def _environment() -> _Sandbox:
+    environment = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationBlock, jinja2.ext.loopcontrols],
     )
-    environment.add_filter("tojson", _to_json)
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -149,7 +173,7 @@ class ChatTemplate:
 
         Raises InvalidType for messages that are none, InvalidValue if there is no such template, if
         it is no valid Jinja, refuses the conversation (``raise_exception``), does something
-        forbidden, or does too much.
+        forbidden.
         """
         checked = _check_messages(messages)
         variables.setdefault("tools", None)
@@ -158,10 +182,9 @@ class ChatTemplate:
             name = "tool_use" if variables["tools"] and "tool_use" in self.templates else "default"
         template = self._compile(name)
         try:
-            with spending(characters_in([checked, variables])):
-                return template.render(
-                    messages=checked, add_generation_prompt=add_generation_prompt, **variables
-                )
+            return template.render(
+                messages=checked, add_generation_prompt=add_generation_prompt, **variables
+            )
         except jinja2.TemplateError as problem:
             reason = problem.message or type(problem).__name__
             raise InvalidValue(
@@ -194,9 +217,8 @@ class ChatTemplate:
                 f"the model's chat template has {len(text)} characters; at most "
                 f"{MAX_TEMPLATE_CHARACTERS} are accepted"
             )
-        environment = _environment()
         try:
-            template = environment.from_string(environment.budgeted(text))
+            template = _environment().from_string(text)
         except jinja2.TemplateSyntaxError as problem:
             raise InvalidValue(
                 f"the model's chat template is no valid Jinja: line {problem.lineno}: "
@@ -209,14 +231,3 @@ class ChatTemplate:
         self._compiled[name] = template
         return template
 
-
-def characters_in(value: object) -> int:
-    """Characters of the texts in messages, lists of parts included: what a template may fairly
-    repeat."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(characters_in(key) + characters_in(entry) for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        return sum(characters_in(entry) for entry in value)
-    return 8
