@@ -3,8 +3,8 @@
 A template is rendered as transformers does it (`utils/chat_template_utils.py`,
 ``_compile_jinja_template``): in Jinja's immutable sandbox, with ``trim_blocks``, ``lstrip_blocks``,
 loop controls, the ``generation`` block, ``raise_exception``, ``strftime_now`` and a ``tojson`` that
-does not escape HTML. On top of that, forbidden attributes are an error instead of an empty text, and
-one multiplication cannot take all memory.
+does not escape HTML. On top of that, forbidden attributes are an error instead of an empty text,
+and one multiplication cannot take all memory.
 """
 
 from __future__ import annotations
