@@ -24,7 +24,7 @@ from quickllama.textfile import read_text
 
 __all__ = ["Request", "ask"]
 
-_SNIPPET = 200  # characters of a passage that are shown
+_SNIPPET = 400  # characters of a passage that are shown
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,394 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_folder import write_folder
+
+import quickllama as ql
+from quickllama import command_ask
+from quickllama.cli import main
+from quickllama.passages import Passage, retrieved_passages
+from quickllama.prompt import (
+    QUESTION_LEAD,
+    SUFFIX,
+    TASK,
+    TEXT_LEAD,
+    ChatFrame,
+    Prompt,
+    question_prompt,
+    text_tokens,
+)
+
+SMALL = ["--n-init", "8", "--n-local", "64", "--block-size", "16", "--topk", "2"]
+QUESTION = "Où?"
+TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_folder(path)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, "utf-8")
+    return path
+
+
+def ask(text: Path | str, folder: Path, *more: str) -> int:
+    arguments = ["ask", str(text), QUESTION, "--model", str(folder), "--max-new-tokens", "12"]
+    return main([*arguments, *SMALL, "--threads", "1", *more])
+
+
+# Answers ------------------------------------------------------------------------------------------
+
+
+def test_an_answer_on_stdout_and_a_bar_on_stderr(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(text, folder) == 0
+    out, err = capsys.readouterr()
+    answer, _, passages = out.partition("\n\nRetrieved passages:\n")
+    assert answer
+    assert re.search(r"characters \d+–\d+, in [12] of 2 layers, \d+% of lookups\n    \S", passages)
+    assert "reading" in err and "100%" in err and "tok/s" in err
+    assert ask(text, folder, "--quiet") == 0
+    assert capsys.readouterr() == (out, "")
+
+
+def test_json_holds_what_was_found(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(text, folder, "--json", "--dtype", "f32", "--kv-dtype", "f32") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["characters"], report["dtype"], report["threads"]) == (len(TEXT), "float32", 1)
+    assert report["memory"]["n_local"] == 64 and report["memory"]["exc_block_size"] == 64
+    (answer,) = report["answers"]
+    assert answer["question"] == QUESTION
+    assert answer["seconds_reading"] > 0
+    assert 1 <= len(answer["passages"]) <= 3
+    for passage in answer["passages"]:
+        assert TEXT[passage["start"] : passage["end"]] == passage["text"]
+        assert 0 < passage["score"] <= 1 and passage["layers"]
+    scores = [passage["score"] for passage in answer["passages"]]
+    assert scores == sorted(scores, reverse=True)
+
+    # The same through the library.
+    model = ql.Model.from_pretrained(folder, dtype="f32", n_threads=1)
+    ids, offsets = text_tokens(model.tokenizer, TEXT)
+    prompt = question_prompt(model.tokenizer, QUESTION, ids, offsets)
+    memory = ql.MemoryConfig(n_init=8, n_local=64, block_size=16, topk=2, exc_block_size=64)
+    result = model.generate(
+        prompt.ids,
+        max_new_tokens=12,
+        memory=memory,
+        query_span=prompt.query_span,
+        kv_dtype="f32",
+    )
+    new = [token for token in result[len(prompt.ids) :].tolist() if token != 258]
+    assert answer["tokens"] == new
+    assert answer["prompt_tokens"] == len(prompt.ids)
+    assert answer["text"] == model.tokenizer.decode(new).strip()
+
+
+def test_several_questions(text: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["ask", str(text), "Who?", "Where?", "--model", str(folder), "--quiet"]
+    assert main([*arguments, *SMALL, "--max-new-tokens", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("Who?") < out.index("Where?")
+    assert out.count("Retrieved passages:") == 2
+
+
+@pytest.mark.parametrize("mode", ["full", "stream", "infinite", "infllm"])
+def test_other_memories(
+    mode: str, text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(text, folder, "--memory", mode, "--quiet") == 0
+    out = capsys.readouterr().out
+    assert ("retrieves no passages" in out) == (mode != "infllm")
+
+
+def test_a_text_that_fits_into_the_window(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Short.")
+    arguments = ["ask", str(short), QUESTION, "--model", str(folder), "--window", "2k"]
+    assert main([*arguments, "--max-new-tokens", "2", "--quiet"]) == 0
+    assert "fits into the window" in capsys.readouterr().out
+
+
+def test_standard_input(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: Path
+) -> None:
+    assert ask(text, folder, "--quiet") == 0
+    expected = capsys.readouterr().out
+    piped = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + TEXT.encode()), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", piped)
+    assert ask("-", folder, "--quiet") == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_a_character_is_written_whole(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ql.Model.from_pretrained(folder)
+    tokens = [*model.tokenizer.encode("a😀é\x1b[2J"), 258]
+    monkeypatch.setattr(command_ask, "iter_tokens", lambda *_, **__: iter(tokens))
+    written: list[str] = []
+    write = command_ask._write
+    monkeypatch.setattr(command_ask, "_write", lambda part: (written.append(part), write(part)))
+    assert ask(text, folder, "--quiet") == 0
+    assert [part for part in written if part][:3] == ["a", "😀", "é"]
+    out = capsys.readouterr().out
+    assert out.startswith("a😀é[2J\n")  # nothing that steers a terminal
+
+
+# Problems -----------------------------------------------------------------------------------------
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1 and err.startswith("quickllama")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"", "empty"),
+        (b" \n\t", "empty"),
+        ("text".encode("utf-16"), "UTF-16"),
+        ("text".encode("utf-32"), "UTF-32"),
+        ("text".encode("utf-16-le"), "zero"),
+        (b"\x7fELF\x00\x01", "zero"),
+        (b"caf\xe9 au lait", "0xe9 at 3"),
+        (b"\xef\xbb\xbfcaf\xe9", "0xe9"),
+    ],
+)
+def test_files_that_are_no_text(
+    data: bytes, named: str, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert ask(path, folder) == 1
+    assert named in one_sentence(capsys)
+
+
+def test_files_that_cannot_be_read(
+    tmp_path: Path, folder: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(tmp_path, folder) == 1
+    assert "folder" in one_sentence(capsys)
+    assert ask(tmp_path / "missing", folder) == 1
+    assert "No such file" in one_sentence(capsys)
+    assert ask(text, tmp_path / "no-model") == 1
+    assert "no-model" in one_sentence(capsys)
+    assert main(["info", str(tmp_path)]) == 1
+    assert "config.json" in one_sentence(capsys)
+
+
+def test_questions_that_cannot_be_asked(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["ask", str(text), "--model", str(folder), *SMALL]
+    assert main([*start, "Why? " * 20]) == 1
+    assert "ask a shorter one" in one_sentence(capsys)
+    assert main([*start, "  "]) == 1
+    assert "question is empty" in one_sentence(capsys)
+    assert main([*start, "bytes \udcff"]) == 1
+    assert "UTF-8" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "COMMAND"),
+        (["read"], "invalid choice"),
+        (["ask"], "FILE"),
+        (["ask", "file"], "QUESTION"),
+        (["ask", "file", "q", "--topk", "many"], "--topk: it must be a whole number"),
+        (["ask", "file", "q", "--n-local", "0"], "--n-local: it must be at least 1"),
+        (["ask", "file", "q", "--threads", "65"], "between 1 and 64"),
+        (["ask", "file", "q", "--window", "3k"], "invalid choice"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert named in one_sentence(capsys)
+
+
+def test_settings_that_do_not_fit_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "file", "q", "--exc-block-size", "600"]) == 2
+    assert "exc_block_size 600" in one_sentence(capsys)
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, expected in (("--version", ql.__version__), ("--help", "ask")):
+        with pytest.raises(SystemExit) as caught:
+            main([option])
+        assert caught.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def start(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
+    """The command in a process of its own, with the package that the tests use."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "quickllama", *arguments],
+        stderr=subprocess.PIPE,
+        **streams,
+    )
+
+
+def test_ctrl_c_while_reading(tmp_path: Path, folder: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text("All work and no play makes Jack a dull boy.\n" * 20_000)
+    process = start("ask", str(long), "Why?", "--model", str(folder), stdout=subprocess.PIPE)
+    assert process.stderr is not None
+    seen = b""
+    while b"tok/s" not in seen:  # the bar is there: reading has begun
+        part = os.read(process.stderr.fileno(), 4096)
+        assert part, f"it ended early: {seen.decode()}"
+        seen += part
+    time.sleep(0.2)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 2
+    assert process.returncode == 130
+    assert out == b"" and b"interrupted" in err and b"Traceback" not in err
+
+
+def test_a_reader_that_goes_away(text: Path, folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = start(
+        *("ask", str(text), "Why?", "--model", str(folder), "--quiet", *SMALL), stdout=writing
+    )
+    os.close(writing)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (1, b"")
+
+
+def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^layers +2$", out, re.MULTILINE)
+    assert re.search(r"^chat template +yes$", out, re.MULTILINE)
+    assert main(["info", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["path"] == str(folder) and facts["stored_as"] == "float32"
+    assert facts["key_value_bytes_per_token"] == 2 * 2 * 2 * 2 * 8
+    assert facts["stored_bytes"] == (folder / "model.safetensors").stat().st_size
+
+
+# The prompt ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Any:
+    return ql.Tokenizer.from_folder(folder)
+
+
+def test_the_prompt_and_its_positions(tokenizer: Any) -> None:
+    words = "Ein <|end|> im Text, 12 € und 😀."
+    ids, offsets = text_tokens(tokenizer, words)
+    prompt = question_prompt(tokenizer, f" {QUESTION}<|end|> ", ids, offsets)
+    asked = f"{QUESTION}<|end|>"
+    user = TASK + QUESTION_LEAD + asked + TEXT_LEAD + words + SUFFIX.format(question=asked)
+    shown = tokenizer.decode(prompt.ids, skip_special_tokens=False)
+    assert shown == f"<|user|>{user}<|end|>\nANSWER:"
+    # What the user and the text write is never a special token.
+    assert [token for token in prompt.ids.tolist() if token >= 256] == [257, 258]
+    assert tokenizer.decode(prompt.ids[slice(*prompt.query_span)]) == asked
+    end = prompt.text_start + len(offsets)
+    assert tokenizer.decode(prompt.ids[prompt.text_start : end]) == words
+    for start, stop in [(0, 3), (4, 9), (10, 20)]:
+        span = prompt.characters(prompt.text_start + start, prompt.text_start + stop)
+        assert span is not None
+        part = tokenizer.decode(prompt.ids[prompt.text_start + start : prompt.text_start + stop])
+        assert words[slice(*span)].startswith(part.strip("�"))
+    assert prompt.characters(0, prompt.text_start) is None
+    assert prompt.characters(end, end + 5) is None
+    assert prompt.characters(0, end + 5) == (0, len(words))
+
+
+def test_without_a_template_the_form_is_plain(tmp_path: Path) -> None:
+    write_folder(tmp_path, template=None)
+    tokenizer = ql.Tokenizer.from_folder(tmp_path)
+    prompt = question_prompt(tokenizer, "Who?", *text_tokens(tokenizer, "A text."))
+    assert tokenizer.decode(prompt.ids) == (
+        f"{TASK}{QUESTION_LEAD}Who?{TEXT_LEAD}A text.{SUFFIX.format(question='Who?')}\n\nAnswer:"
+    )
+    assert ChatFrame.of(tokenizer).templated is False
+
+
+@pytest.mark.parametrize("template", ["no words", "{{ messages[0].content * 2 }}"])
+def test_templates_that_lose_or_double_the_words(template: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, template=template)
+    with pytest.raises(ql.InvalidValue, match="chat template"):
+        ChatFrame.of(ql.Tokenizer.from_folder(tmp_path))
+
+
+def test_nothing_to_read_or_to_ask(tokenizer: Any) -> None:
+    with pytest.raises(ql.InvalidValue, match="text is empty"):
+        text_tokens(tokenizer, " \n")
+    with pytest.raises(ql.InvalidType, match="string"):
+        question_prompt(tokenizer, 3, *text_tokens(tokenizer, "x"))
+
+
+# Passages -----------------------------------------------------------------------------------------
+
+
+class Record:
+    """A record of a trace."""
+
+    def __init__(self, layer: int, first_token: int, blocks: list[int]) -> None:
+        self.layer = layer
+        self.first_token = first_token
+        self.block_ids = np.array(blocks, dtype=np.int32)
+
+
+def test_passages_are_the_blocks_chosen_most_often() -> None:
+    # 3 first tokens, blocks of 4; the text of 10 tokens (2 characters each) begins at token 5.
+    memory = ql.MemoryConfig(n_init=3, n_local=8, exc_block_size=8, block_size=4)
+    offsets = np.stack([np.arange(0, 20, 2), np.arange(2, 22, 2)], axis=1)
+    prompt = Prompt(np.zeros(20, dtype=np.int64), (1, 3), 5, offsets)
+    text = "abcdefghijklmnopqrst"
+    trace = [
+        Record(0, 16, [1, 2]),  # while reading: does not count
+        Record(0, 19, [0, 2]),
+        Record(1, 19, [2, 3]),
+        Record(0, 20, [0, 1]),
+        Record(1, 20, [2, 3]),
+    ]
+    found = retrieved_passages(trace, prompt, text, memory, most=3)
+    assert found == [
+        Passage(12, 20, "mnopqrst", 0.75, (0, 1)),  # block 2: tokens 11 to 14
+        Passage(0, 4, "abcd", 0.5, (0,)),  # block 0: tokens 3 to 6, of which 5 and 6 are text
+        Passage(4, 12, "efghijkl", 0.25, (0,)),  # block 3 is not text
+    ]
+    assert retrieved_passages(trace, prompt, text, memory, most=1) == found[:1]
+    assert retrieved_passages([], prompt, text, memory) == []
