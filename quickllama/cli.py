@@ -17,6 +17,7 @@ from quickllama.config import MODES, WINDOWS, MemoryConfig
 from quickllama.cpu import MOST_THREADS
 from quickllama.errors import Error, InvalidValue
 from quickllama.hub import EMBEDDED
+from quickllama.passages import MOST_PASSAGES
 
 __all__ = ["main"]
 
@@ -94,6 +95,7 @@ def _run(chosen: argparse.Namespace) -> int:
         kv_dtype=chosen.kv_dtype,
         as_json=chosen.json,
         quiet=chosen.quiet,
+        passages=chosen.passages,
     )
     return ask(request)
 
@@ -135,6 +137,13 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
     ask.add_argument("question", metavar="QUESTION", nargs="+", help="one or several questions")
     ask.add_argument("--model", default=EMBEDDED, help=f"{_MODEL_HELP} (default: {EMBEDDED})")
     ask.add_argument("--max-new-tokens", type=_count(1), default=128, metavar="N")
+    ask.add_argument(
+        "--passages",
+        type=_count(0),
+        default=MOST_PASSAGES,
+        metavar="N",
+        help=f"at most so many retrieved passages are shown (default: {MOST_PASSAGES})",
+    )
     ask.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N", help="default: cores")
     ask.add_argument("--dtype", help="float32 or bfloat16 (default: what the CPU computes best)")
     ask.add_argument("--json", action="store_true", help="print one JSON object at the end")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,8 @@ from quickllama.textfile import read_text
 
 __all__ = ["Request", "ask"]
 
-_SNIPPET = 400  # characters of a passage that are shown
+_MARGIN = "    "
+_WIDEST = 100  # columns; longer lines are hard to read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Request:
     kv_dtype: str | None
     as_json: bool
     quiet: bool
+    passages: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,7 @@ def ask(request: Request) -> int:
         answer = _answer(model, request, question, prompt, text)
         answers.append(answer)
         if not request.as_json:
-            _show_passages(answer, request.memory, model.config.num_hidden_layers)
+            _show_passages(answer, request.memory, model.config.num_hidden_layers, request.passages)
     if request.as_json:
         print(json.dumps(_report(request, model, text, answers), ensure_ascii=False, indent=2))
     return 0
@@ -99,7 +103,7 @@ def _answer(model: Model, request: Request, question: str, prompt: Prompt, text:
         prompt_tokens=len(prompt.ids),
         seconds_reading=reading,
         seconds_answering=time.perf_counter() - started - reading,
-        passages=retrieved_passages(session.trace, prompt, text, memory),
+        passages=retrieved_passages(session.trace, prompt, text, memory, request.passages),
     )
 
 
@@ -162,8 +166,10 @@ def _progress_bar(total: int, quiet: bool) -> Iterator[Progress | None]:
         yield lambda done, _: bar.update(done - bar.n)
 
 
-def _show_passages(answer: Answer, memory: MemoryConfig, n_layers: int) -> None:
+def _show_passages(answer: Answer, memory: MemoryConfig, n_layers: int, most: int) -> None:
     """The passages below an answer, best first."""
+    if not most:
+        return
     if memory.mode not in ("infllm", "qllm"):
         print(f"\n(mode {memory.mode} retrieves no passages)", flush=True)
         return
@@ -172,11 +178,16 @@ def _show_passages(answer: Answer, memory: MemoryConfig, n_layers: int) -> None:
         return
     print("\nRetrieved passages:")
     for passage in answer.passages:
-        words = " ".join(passage.text.split())
-        shown = words if len(words) <= _SNIPPET else words[: _SNIPPET - 1] + "…"
+        words = textwrap.fill(
+            " ".join(passage.text.split()),
+            width=min(shutil.get_terminal_size().columns, _WIDEST),
+            initial_indent=_MARGIN,
+            subsequent_indent=_MARGIN,
+            break_on_hyphens=False,
+        )
         _write(
             f"  characters {passage.start}–{passage.end}, in {len(passage.layers)} of {n_layers} "
-            f"layers, {passage.score:.0%} of lookups\n    {shown}\n"
+            f"layers, {passage.score:.0%} of lookups\n{words}\n"
         )
 
 

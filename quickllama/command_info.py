@@ -8,6 +8,7 @@ from typing import Any
 
 from quickllama import checkpoint
 from quickllama.config import KV_DTYPE, MemoryConfig, ModelConfig
+from quickllama.errors import FileProblem, MissingKey
 from quickllama.hub import locate
 
 __all__ = ["info"]
@@ -18,7 +19,6 @@ def info(model: str, *, as_json: bool) -> int:
     path = locate(model)
     opened = checkpoint.open(path)
     config = ModelConfig.from_hf(opened.config)
-    tokenizer = opened.tokenizer()
     kv_bytes = 2 if KV_DTYPE == "bfloat16" else 4
     facts: dict[str, Any] = {
         "path": str(path),
@@ -34,7 +34,7 @@ def info(model: str, *, as_json: bool) -> int:
         "vocabulary": config.vocab_size,
         "rope": f"{config.rope_type}, base {config.rope_theta:g}",
         "trained_context": config.max_position_embeddings,
-        "chat_template": tokenizer.has_chat_template,
+        "chat_template": _has_chat_template(opened),
         "question_weight": MemoryConfig().resolved(config).question_weight,
         "key_value_bytes_per_token": (
             2 * kv_bytes * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -47,6 +47,14 @@ def info(model: str, *, as_json: bool) -> int:
     for name, value in facts.items():
         print(f"{name.replace('_', ' '):<{width}}  {_shown(value)}")
     return 0
+
+
+def _has_chat_template(opened: checkpoint.Checkpoint) -> bool | None:
+    """None if there is no tokenizer."""
+    try:
+        return opened.tokenizer().has_chat_template
+    except (FileProblem, MissingKey):
+        return None
 
 
 def _stored_bytes(path: Path) -> int:

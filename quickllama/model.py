@@ -119,6 +119,7 @@ class Model(_core.Model):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer) -> None:
+        """For a model from arrays, or to replace the one of its files."""
         self._tokenizer = tokenizer
 
     @property

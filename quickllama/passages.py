@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from quickllama.config import MemoryConfig
 from quickllama.prompt import Prompt
 
-__all__ = ["Lookup", "Passage", "retrieved_passages"]
+__all__ = ["MOST_PASSAGES", "Lookup", "Passage", "retrieved_passages"]
+
+MOST_PASSAGES = 5
+"""How many passages are told unless asked otherwise."""
 
 
 class Lookup(Protocol):
@@ -48,7 +51,11 @@ class Passage:
 
 
 def retrieved_passages(
-    trace: Iterable[Lookup], prompt: Prompt, text: str, memory: MemoryConfig, most: int = 3
+    trace: Iterable[Lookup],
+    prompt: Prompt,
+    text: str,
+    memory: MemoryConfig,
+    most: int = MOST_PASSAGES,
 ) -> list[Passage]:
     """The ``most`` passages chosen most often from the prompt's last token on, best first.
 
