@@ -115,7 +115,13 @@ def test_threads_change_no_bit_with_the_haswell_kernels() -> None:
     }
     command = [sys.executable, "-c", program]
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command,
+        env=environment,
+        cwd=Path(__file__).parent,  # not the source tree, whose package is not built
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     check_thread_digests(result.stdout.splitlines())
