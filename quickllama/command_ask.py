@@ -79,7 +79,9 @@ def ask(request: Request) -> int:
         if not request.as_json:
             _show_passages(answer, request.memory, model.config.num_hidden_layers, request.passages)
     if request.as_json:
-        print(json.dumps(_report(request, model, text, answers), ensure_ascii=False, indent=2))
+        escaped = sys.stdout.encoding.lower().replace("-", "") != "utf8"  # nothing gets lost
+        report = _report(request, model, text, answers)
+        print(json.dumps(report, ensure_ascii=escaped, indent=2))
     return 0
 
 

@@ -296,6 +296,16 @@ def test_a_reader_that_goes_away(text: Path, folder: Path) -> None:
     assert (process.returncode, err) == (1, b"")
 
 
+def test_json_is_whole_on_any_terminal(text: Path, folder: Path) -> None:
+    process = start(
+        *("ask", str(text), QUESTION, "--model", str(folder), "--quiet", "--json", *SMALL),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    out, _ = process.communicate(timeout=20)
+    assert json.loads(out)["answers"][0]["question"] == QUESTION
+
+
 def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(folder)]) == 0
     out = capsys.readouterr().out
