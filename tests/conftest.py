@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ import gguf
 import pytest
 
 from quickllama.tokenizer import Tokenizer
+
+# A shell starts what runs in the background with Ctrl-C ignored, and every child inherits that: the
+# tests of interruptions would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
