@@ -178,8 +178,8 @@ typedef struct ql_feed {
 /* Returns a new, empty session, which keeps the model alive. */
 ql_session *ql_session_new(ql_model *model, const ql_memory_config *memory, ql_error *err);
 /* Returns a new session that goes on from here by itself; full pages are shared, the rest is
- * copied. */
-ql_session *ql_session_fork(ql_session *session, ql_error *err);
+ * copied. Its trace begins empty, and is kept if trace says so. */
+ql_session *ql_session_fork(ql_session *session, bool trace, ql_error *err);
 /* Empty again; the question span that was set is kept. */
 ql_status ql_session_reset(ql_session *session, ql_error *err);
 void ql_session_free(ql_session *session); /* NULL is fine */

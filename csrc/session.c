@@ -108,7 +108,7 @@ ql_session *ql_session_new(ql_model *model, const ql_memory_config *config, ql_e
     return s;
 }
 
-ql_session *ql_session_fork(ql_session *s, ql_error *err) {
+ql_session *ql_session_fork(ql_session *s, bool trace, ql_error *err) {
     if (enter(s, err)) return NULL;
     ql_session *fork = session_of(s->model, err);
     if (fork) {
@@ -118,6 +118,7 @@ ql_session *ql_session_fork(ql_session *s, ql_error *err) {
             ql_session_free(fork);
             fork = NULL;
         } else {
+            fork->memory.config.trace = trace;
             leave(fork);
         }
     }

@@ -131,6 +131,19 @@ def test_forks_go_their_own_ways() -> None:
     assert (len(session), len(fork)) == (164, 170)
 
 
+def test_a_fork_keeps_a_trace_or_not() -> None:
+    session = core_session(MODEL, trace=False)
+    read(session)
+    traced = session.fork(trace=True)
+    traced.feed([3])
+    assert [record.first_token for record in traced.trace] == [150] * CONFIG["num_hidden_layers"]
+    assert len(traced.fork().trace) == 0
+    with pytest.raises(ValueError, match="no trace"):
+        _ = traced.fork(trace=False).trace
+    with pytest.raises(TypeError, match="trace"):
+        session.fork(trace=1)
+
+
 def test_a_question_in_a_later_call() -> None:
     first = core_session(MODEL, trace=True)
     first.feed(ids(96))

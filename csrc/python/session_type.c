@@ -118,25 +118,31 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 }
 
 static const char fork_doc[] =
-    "fork($self)\n"
+    "fork($self, *, trace=None)\n"
     "--\n\n"
     "Returns a new Session that stands where this one stands and goes on by itself: the\n"
-    "blocks are shared, the rest is copied. Raises Busy, MemoryError.";
+    "blocks are shared, the rest is copied.\n\n"
+    "trace: keep a trace of what follows, or not; None: as this session does. It begins\n"
+    "empty. Raises InvalidType, Busy, MemoryError.";
 
-static PyObject *session_fork(PyObject *object, PyObject *unused) {
-    (void)unused;
+static PyObject *session_fork(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"trace", NULL};
     session_object *self = (session_object *)object;
-    PyObject *model = self->model ? self->model : Py_None;
-    if (!qlpy_enter(self)) {
+    PyObject *model = self->model ? self->model : Py_None, *trace_given = Py_None;
+    bool trace = self->memory.trace;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$O:fork", names, &trace_given) ||
+        (trace_given != Py_None && !qlpy_bool(self->state, trace_given, "trace", &trace)) ||
+        !qlpy_enter(self)) {
         return NULL;
     }
     session_object *copy = qlpy_alloc_session(self->state, model, self->weights);
     if (copy) {
         ql_error err = {0};
         PyThreadState *thread = PyEval_SaveThread();
-        copy->session = ql_session_fork(self->session, &err);
+        copy->session = ql_session_fork(self->session, trace, &err);
         PyEval_RestoreThread(thread);
         copy->memory = self->memory;
+        copy->memory.trace = trace;
         copy->question_begin = self->question_begin;
         copy->question_end = self->question_end;
         if (!copy->session) {
@@ -451,7 +457,7 @@ static const char session_doc[] =
 
 static PyMethodDef methods[] = {
     {"feed", (PyCFunction)(void (*)(void))session_feed, METH_VARARGS | METH_KEYWORDS, feed_doc},
-    {"fork", session_fork, METH_NOARGS, fork_doc},
+    {"fork", (PyCFunction)(void (*)(void))session_fork, METH_VARARGS | METH_KEYWORDS, fork_doc},
     {"reset", session_reset, METH_NOARGS, reset_doc},
     {"block_vectors", session_block_vectors, METH_O, block_vectors_doc},
     {"question_vector", session_question_vector, METH_O, question_vector_doc},

@@ -76,7 +76,7 @@ static void forks_go_on_by_themselves(void) {
         static float expected[N * VOCAB], got[N * VOCAB], other[N * VOCAB];
         ql_session *s = session_in(model, mode);
         feed(s, 0, 60, expected);
-        ql_session *fork = ql_session_fork(s, &err), *aside = ql_session_fork(s, &err);
+        ql_session *fork = ql_session_fork(s, true, &err), *aside = ql_session_fork(s, true, &err);
         CHECK(fork && aside);
         feed(aside, 90, 130, other); /* another continuation must not be seen */
         feed(s, 60, N, expected);

@@ -98,7 +98,7 @@ static void listens_to_heads(void) {
 
 static void pins_blocks(void) {
     ql_error err = {0};
-    ql_session *s = reader_of(2), *free_choice = ql_session_fork(s, &err);
+    ql_session *s = reader_of(2), *free_choice = ql_session_fork(s, true, &err);
     const int32_t pinned[] = {0, 3, 4, 9};
     float with[VOCAB], without[VOCAB];
     int64_t before = ql_session_trace_count(s);
