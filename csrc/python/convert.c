@@ -52,7 +52,7 @@ static void *wrong_type(module_state *state, PyObject *value, const char *what,
 
 /* The int that value stands for (new reference); bool is none, although Python says so. */
 static PyObject *as_index(module_state *state, PyObject *value, const char *what) {
-    if (PyBool_Check(value)) {
+    if (PyBool_Check(value) || PyArray_IsScalar(value, Bool)) { /* which NumPy once took for ints */
         return wrong_type(state, value, what, "an int");
     }
     PyObject *index = PyNumber_Index(value);
