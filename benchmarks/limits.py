@@ -1,0 +1,74 @@
+"""What the machine can do at most: peak rates by number format, and reading memory.
+
+python benchmarks/limits.py [--threads 2] [--seconds 0.2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import machine
+import native
+from report import print_table
+
+MEMORY_BYTES = 256 << 20
+"""Read by each thread: several times the caches of one core's share."""
+
+Limits = dict[str, dict[str, float]]
+"""Number of threads -> what is measured -> operations or bytes in a second."""
+
+
+def measure(program: Path, threads: Sequence[int], seconds: float, n_bytes: int) -> Limits:
+    """One round of all measurements by the program limits.c, ``seconds`` each.
+
+    Names: float32_256 and float32_512 (bits of a register; float32_128 elsewhere), bfloat16 and
+    int8 where the CPU has them, memory. Multiply-adds count as two operations.
+    """
+    counts = [str(count) for count in dict.fromkeys(threads)]
+    result = subprocess.run(
+        [str(program), str(seconds), str(n_bytes), *counts],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise RuntimeError(f"the program limits failed: {result.stderr.strip()}")
+    found: Limits = {count: {} for count in counts}
+    for line in result.stdout.splitlines():
+        record = json.loads(line)
+        found[str(record["threads"])][record["name"]] = record["rate"]
+    return found
+
+
+def peak(rates: Mapping[str, float], dtype: str, variant: str) -> float | None:
+    """Operations in a second that ``variant`` can do with weights of ``dtype``: it multiplies
+    bfloat16 itself, or as float32. None if that was not measured."""
+    if dtype == "bfloat16" and variant == "avx512bf16":
+        return rates.get("bfloat16")
+    if variant == "avx2":
+        return rates.get("float32_256")
+    return max((rate for name, rate in rates.items() if name.startswith("float32")), default=None)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each measurement")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        program = native.build("limits", Path(folder))
+        found = measure(program, [1, options.threads], options.seconds, MEMORY_BYTES)
+    names = list(next(iter(found.values())))
+    rows = [[name, *(f"{found[count][name] / 1e9:.1f}" for count in found)] for name in names]
+    title = f"{machine.describe()['cpu']}: 10⁹ operations or bytes a second"
+    print_table(title, ["", *(f"{count} threads" for count in found)], rows)
+
+
+if __name__ == "__main__":
+    main()
