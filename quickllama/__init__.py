@@ -2,6 +2,8 @@
 
     import quickllama as ql
     model = ql.Model.from_pretrained("smollm2")
+    book = model.read(open("book.txt").read(), progress=True)
+    print(book.ask("Where was the treasure buried?").text)
     ids = model.tokenizer.encode("Once upon a time")
     print(model.tokenizer.decode(model.generate(ids, max_new_tokens=32)))
 
@@ -13,17 +15,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quickllama._core import Session, cpu_variant, cpu_variants, set_cpu_variant
+from quickllama.answer import Answer, Passage
 from quickllama.config import GenerationConfig, MemoryConfig, ModelConfig
 from quickllama.errors import Busy, Error, FileProblem, InvalidType, InvalidValue, MissingKey
+from quickllama.head_store import RetrievalHeads
 from quickllama.model import Model
 
 if TYPE_CHECKING:
+    from quickllama.document import Document
     from quickllama.tokenizer import Tokenizer
 
     __version__: str
 
 __all__ = [
+    "Answer",
     "Busy",
+    "Document",
     "Error",
     "FileProblem",
     "GenerationConfig",
@@ -33,6 +40,8 @@ __all__ = [
     "MissingKey",
     "Model",
     "ModelConfig",
+    "Passage",
+    "RetrievalHeads",
     "Session",
     "Tokenizer",
     "__version__",
@@ -48,6 +57,10 @@ def __getattr__(name: str) -> object:
         from quickllama.tokenizer import Tokenizer
 
         return Tokenizer
+    if name == "Document":
+        from quickllama.document import Document
+
+        return Document
     if name == "__version__":
         from importlib.metadata import version
 

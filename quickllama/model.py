@@ -17,10 +17,12 @@ from quickllama.cpu import thread_count
 from quickllama.dtypes import held_dtype
 from quickllama.errors import FileProblem, InvalidType, InvalidValue, MissingKey
 from quickllama.generation import Progress, Streamer, generate, options_from
+from quickllama.head_store import Fingerprint, RetrievalHeads, SignCatcher, load_heads
 from quickllama.hub import locate
 
 if TYPE_CHECKING:
     from quickllama.checkpoint import Checkpoint
+    from quickllama.document import Document, Source
     from quickllama.tokenizer import Tokenizer
 
 __all__ = ["Model"]
@@ -71,7 +73,12 @@ class Model(_core.Model):
             raise InvalidType(
                 f"weights must be a mapping of names to NumPy arrays, not {type(weights).__name__}"
             )
-        super().__init__(config.core(), tensors, held_dtype(dtype), thread_count(n_threads))
+        catcher = SignCatcher()
+        super().__init__(
+            config.core(), catcher.watch(tensors), held_dtype(dtype), thread_count(n_threads)
+        )
+        self.fingerprint = Fingerprint.of(config, catcher.signs)
+        self._heads: RetrievalHeads | None = None
 
     @classmethod
     def from_pretrained(
@@ -221,6 +228,66 @@ class Model(_core.Model):
             kv_dtype=kv_dtype,
             streamer=streamer,
             progress=progress,
+        )
+
+    @property
+    def retrieval_heads(self) -> RetrievalHeads | None:
+        """The heads that find passages for a question: those that were set or calibrated, else
+        those kept for this model on this machine, else those shipped; None if there are none."""
+        if self._heads is None:
+            self._heads = load_heads(self)
+        return self._heads
+
+    @retrieval_heads.setter
+    def retrieval_heads(self, heads: RetrievalHeads) -> None:
+        """Other heads. Raises InvalidType, or InvalidValue for heads that the model has not."""
+        if not isinstance(heads, RetrievalHeads):
+            raise InvalidType(f"retrieval_heads must be RetrievalHeads, not {heads!r}")
+        if not heads.fits(self):
+            raise InvalidValue(
+                f"these retrieval heads are of another model: this one has {self.n_layers} layers "
+                f"of {self.n_heads} heads"
+            )
+        self._heads = heads
+
+    def read(
+        self,
+        source: Source,
+        *,
+        progress: bool | Progress | None = None,
+        memory: MemoryConfig | None = None,
+        title: str | None = None,
+        question: str | None = None,
+        prompt: str | None = None,
+        kv_dtype: str | None = None,
+    ) -> Document:
+        """Read a text of any length into a memory, to be asked any number of times.
+
+        * ``source``: a str, an iterable of str, or token ids. Nothing in a text is a special token.
+        * ``progress``: True: a bar on standard error; or called with (tokens read, tokens to read
+          as far as known) between chunks.
+        * ``memory``: None: first tokens and window alone, every block kept for retrieval heads
+          (``MemoryConfig(mode="infllm", topk=0)``); with ``question`` window 1k, mode qllm.
+        * ``title``: anything that names the document.
+        * ``question``: read for this one question, which stands before and after the text, as in
+          the paper (section 4.1).
+        * ``prompt``: other words around the text, with ``{text}`` and ``{question}`` in them.
+        * ``kv_dtype``: as in :meth:`session`.
+
+        The result does not depend on how the text is cut into parts. Raises InvalidType or
+        InvalidValue, also for a text without any words; MissingKey without a tokenizer.
+        """
+        from quickllama.document import read_document
+
+        return read_document(
+            self,
+            source,
+            progress=progress,
+            memory=memory,
+            title=title,
+            question=question,
+            prompt=prompt,
+            kv_dtype=kv_dtype,
         )
 
     def __repr__(self) -> str:

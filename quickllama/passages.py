@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quickllama.answer import Passage
 from quickllama.config import MemoryConfig
 from quickllama.prompt import Prompt
 
@@ -33,21 +33,6 @@ class Lookup(Protocol):
     @property
     def block_ids(self) -> NDArray[np.int32]:
         """The blocks that were chosen, ascending."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Passage:
-    """Characters [start, end) of a text, and how much they were looked at.
-
-    ``score``: the share of lookups (layers times tokens) that chose the passage, 0 to 1.
-    ``layers``: the layers that chose it at least once.
-    """
-
-    start: int
-    end: int
-    text: str
-    score: float
-    layers: tuple[int, ...]
 
 
 def retrieved_passages(

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from quickllama.tokenizer import Tokenizer
 
 __all__ = [
+    "DOCUMENT_PROMPT",
+    "PASSAGES_PROMPT",
     "QUESTION_LEAD",
     "SUFFIX",
     "TASK",
     "TEXT_LEAD",
     "ChatFrame",
     "Prompt",
+    "PromptForm",
+    "checked_question",
     "question_prompt",
     "text_tokens",
 ]
@@ -34,6 +38,11 @@ TASK = "Read the text below and answer a question."
 QUESTION_LEAD = "\n\nQuestion: "
 TEXT_LEAD = "\n\nText: "
 SUFFIX = "\n\nQuestion: {question}\nAnswer using only the text above."
+
+DOCUMENT_PROMPT = TASK + TEXT_LEAD + "{text}" + SUFFIX
+"""Of a document that is read before anyone asks."""
+PASSAGES_PROMPT = TASK + QUESTION_LEAD + "{question}" + TEXT_LEAD + "{text}" + SUFFIX
+"""The question before and after the text: the paper's way, and for passages that are read again."""
 
 _PLAIN_END = "\n\nAnswer:"  # where there is no chat template
 _PLACE = "\ue000the user's words\ue001"  # private-use characters: in no template
@@ -74,8 +83,70 @@ class ChatFrame:
     def suffix_ids(self, tokenizer: Tokenizer, words: str) -> list[int]:
         """Ids of ``words``, in which nothing is special, and of the frame's end."""
         own = tokenizer.encode(words, add_special_tokens=False, parse_special=False)
-        end = tokenizer.encode(self.tail, add_special_tokens=False, parse_special=True)
-        return own + end
+        return own + self.tail_ids(tokenizer)
+
+    def tail_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """Ids of the frame's end."""
+        return tokenizer.encode(self.tail, add_special_tokens=False, parse_special=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptForm:
+    """A prompt's words before and after the text, with ``{question}`` where the question goes."""
+
+    before: str
+    after: str
+
+    @classmethod
+    def of(cls, template: object) -> PromptForm:
+        """From a template such as :data:`DOCUMENT_PROMPT`: ``{text}`` once, ``{question}`` at least
+        once after it. Raises InvalidType or InvalidValue."""
+        if not isinstance(template, str):
+            raise InvalidType(f"a prompt is a string, not {type(template).__name__}")
+        parts = template.split("{text}")
+        if len(parts) != 2 or "{question}" not in parts[1]:
+            raise InvalidValue(
+                "a prompt holds {text} once and {question} after it, as in "
+                f"{DOCUMENT_PROMPT!r}; this one is {template!r}"
+            )
+        return cls(*parts)
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether the question stands before the text too, so that the text is read for it."""
+        return "{question}" in self.before
+
+    def prefix(
+        self, tokenizer: Tokenizer, question: str | None = None
+    ) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
+        """Ids of everything before the text, and the (start, end) of the question in them."""
+        frame = ChatFrame.of(tokenizer)
+        words, first, rest = self.before.partition("{question}")
+        ids = frame.prefix_ids(tokenizer, words)
+        if not first:
+            return np.array(ids, dtype=np.int64), None
+        if question is None:
+            raise InvalidValue("this prompt has the question before the text; read it with one")
+        asked = tokenizer.encode(question, add_special_tokens=False, parse_special=False)
+        lead = tokenizer.encode(
+            rest.replace("{question}", question), add_special_tokens=False, parse_special=False
+        )
+        span = len(ids), len(ids) + len(asked)
+        return np.array([*ids, *asked, *lead], dtype=np.int64), span
+
+    def suffix(
+        self, tokenizer: Tokenizer, question: str
+    ) -> tuple[NDArray[np.int64], tuple[int, int]]:
+        """Ids of everything after the text, and the (start, end) of the question in them."""
+        start = self.after.index("{question}")
+        words = self.after.replace("{question}", question)
+        ids, offsets = tokenizer.encode_with_offsets(
+            words, add_special_tokens=False, parse_special=False
+        )
+        inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(question)))
+        span = int(inside[0]), int(inside[-1]) + 1
+        end = ChatFrame.of(tokenizer).tail_ids(tokenizer)
+        return np.array([*ids, *end], dtype=np.int64), span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +173,8 @@ class Prompt:
         return int(self.offsets[first, 0]), int(self.offsets[last - 1, 1])
 
 
-def question_prompt(
-    tokenizer: Tokenizer,
-    question: str,
-    text_ids: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-) -> Prompt:
-    """The prompt for ``question`` about a text that was tokenised once with :func:`text_tokens`.
+def checked_question(question: object) -> str:
+    """``question`` without white space around it.
 
     Raises InvalidType or InvalidValue for a question that is no text or empty.
     """
@@ -119,6 +185,20 @@ def question_prompt(
         raise InvalidValue("the question is empty; ask something")
     if any("\ud800" <= sign <= "\udfff" for sign in question):
         raise InvalidValue("the question holds bytes that are no text; give it in UTF-8")
+    return question
+
+
+def question_prompt(
+    tokenizer: Tokenizer,
+    question: str,
+    text_ids: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+) -> Prompt:
+    """The prompt for ``question`` about a text that was tokenised once with :func:`text_tokens`.
+
+    Raises InvalidType or InvalidValue for a question that is no text or empty.
+    """
+    question = checked_question(question)
     frame = ChatFrame.of(tokenizer)
     prefix = frame.prefix_ids(tokenizer, TASK + QUESTION_LEAD)
     asked = tokenizer.encode(question, add_special_tokens=False, parse_special=False)

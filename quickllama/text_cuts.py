@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from itertools import islice
 
-__all__ = ["SPACE", "AddedTokens", "CutRule", "Piece", "cut_text"]
+__all__ = ["SPACE", "AddedTokens", "CutRule", "Piece", "cut_text", "last_cut"]
 
 SPACE = "▁"  # how SentencePiece writes a space
 NEAR = 1000  # characters in which ordinary text has a space
@@ -69,6 +69,11 @@ class AddedTokens:
         self._contents = [content for content in contents if content]
         self._longest = max((len(content) for content in self._contents), default=0)
         self._any = re.compile("|".join(map(re.escape, self._contents)) or r"(?!)")
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest of them."""
+        return self._longest
 
     def touch(self, text: str, start: int, end: int) -> bool:
         """Whether one of them overlaps or touches ``text[start:end]``.
@@ -145,3 +150,26 @@ def cut_text(text: str, rule: CutRule, added: AddedTokens, size: int) -> Iterato
         yield Piece(text[start:end], start, dropped)
         dropped = rule is CutRule.DROP_SPACE
         start = end + 1 if dropped and place is not None else end
+
+
+def last_cut(text: str, rule: CutRule, added: AddedTokens) -> tuple[int, int] | None:
+    """The last place where a text that may still go on can be cut: (end, next), or None.
+
+    ``text[:end]`` gives the same tokens whatever follows, and what follows begins at ``next``, one
+    later where the space between belongs to its first token.
+    """
+    if rule is CutRule.NOWHERE:
+        return None
+    known = len(text) - 1 - added.longest  # an added token may still begin behind it
+    size = NEAR
+    while known > 0:
+        start = max(known - size, 0)
+        patterns = (_BEFORE_SPACE, _AFTER_WORD) if rule is CutRule.WORDS else (_BEFORE_SPACES,)
+        for pattern in patterns:
+            for match in reversed(list(pattern.finditer(text, start, known + 1))):
+                if _is_cut(text, match.start(), rule, added):
+                    return match.start(), match.start() + (rule is CutRule.DROP_SPACE)
+        if start == 0:
+            return None
+        size *= 8
+    return None

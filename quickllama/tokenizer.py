@@ -15,7 +15,7 @@ from quickllama.chat import ChatTemplate
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.folder_tokenizer import folder_source
 from quickllama.gguf_tokenizer import gguf_source
-from quickllama.text_cuts import SPACE, AddedTokens, CutRule, Piece, cut_text
+from quickllama.text_cuts import SPACE, AddedTokens, CutRule, Piece, cut_text, last_cut
 from quickllama.text_stream import MAX_ID, TextStream, check_ids
 from quickllama.tokenizer_backend import Backend, TokenizerSource
 
@@ -324,6 +324,14 @@ class Tokenizer:
     def cut_rule(self) -> CutRule:
         """Where this tokenizer's texts may be cut; long texts are encoded in pieces by it."""
         return self._backend().cuts
+
+    def last_cut(self, text: str) -> tuple[int, int] | None:
+        """The last place where a text that may still go on can be cut: (end, next), or None.
+
+        ``text[:end]`` gives the same tokens whatever follows; what follows begins at ``next``.
+        Where that is one later, the space between belongs to the first token of what follows.
+        """
+        return last_cut(text, self._backend().cuts, self._added)
 
     @property
     def is_byte_level(self) -> bool:

@@ -1,0 +1,127 @@
+"""What a question gets: an answer, and the passages of the text that it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["NOT_FOUND", "Answer", "Passage", "Span", "merge", "widen"]
+
+NOT_FOUND = "Not found in the document."
+"""The text of an answer when no passage stands out."""
+
+Span = tuple[int, int]
+"""Characters [start, end) of a text."""
+
+_FURTHEST = 300  # characters that a passage grows by at each side to end with a sentence
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])|\n\s*\n")
+_SPACE = re.compile(r"\s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """Characters [start, end) of a document's text that an answer rests on.
+
+    ``score`` says how far it stands out: with retrieval heads, standard deviations above the
+    document's mean, averaged over the heads (:mod:`quickllama.retrieval`); with the paper's lookups
+    the share of them (layers times tokens) that chose it, 0 to 1. ``layers``: the layers whose
+    heads or lookups chose it.
+    """
+
+    start: int
+    end: int
+    text: str
+    score: float
+    layers: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer to one question.
+
+    * ``text``; ``tokens``: its token ids without the one that ended it.
+    * ``seconds`` from the question to the last token, ``first_token_seconds`` to the first one.
+    * ``evidence``: passages, best first. ``confidence``: how likely it is that the document holds
+      the answer, 0 to 1, from how far the best passage stands out; None if nothing was calibrated
+      to tell. ``notes``: what a reader of the answer should know.
+    """
+
+    question: str
+    text: str
+    tokens: list[int]
+    seconds: float
+    first_token_seconds: float
+    notes: tuple[str, ...]
+    confidence: float | None
+    evidence: list[Passage]
+
+    @property
+    def found(self) -> bool:
+        """Whether the document was taken to hold an answer."""
+        return self.text != NOT_FOUND
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as dicts, lists, strings and numbers, for JSON."""
+        plain = dataclasses.asdict(self)
+        plain["notes"] = list(self.notes)
+        plain["found"] = self.found
+        for passage in plain["evidence"]:
+            passage["layers"] = list(passage["layers"])
+        return plain
+
+    def __str__(self) -> str:
+        """The answer's text."""
+        return self.text
+
+
+def widen(text: str, start: int, end: int) -> Span:
+    """Characters [start, end) of ``text`` grown to whole sentences, or at least to whole words.
+
+    Each side grows by at most 300 characters to reach the next end of a sentence or paragraph; if
+    there is none so near, to the next white space. White space at the edges is left out.
+    """
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return _sentence_start(text, start), _sentence_end(text, end)
+
+
+def _sentence_start(text: str, place: int) -> int:
+    low = max(place - _FURTHEST, 0)
+    for pattern in (_SENTENCE_END, _SPACE):
+        found = [match.end() for match in pattern.finditer(text, low, place)]
+        if found:
+            return found[-1]
+        if low == 0:
+            return 0
+    return _word_start(text, low)
+
+
+def _sentence_end(text: str, place: int) -> int:
+    high = min(place + _FURTHEST, len(text))
+    found = _SENTENCE_END.search(text, place, high) or _SPACE.search(text, high)
+    last = len(text) if found is None else found.end()
+    while last > place and text[last - 1].isspace():
+        last -= 1
+    return last
+
+
+def _word_start(text: str, place: int) -> int:
+    """Where the word at ``place`` begins."""
+    while place and not text[place - 1].isspace():
+        place -= 1
+    return place
+
+
+def merge(spans: Iterable[Span], gap: int = 1) -> list[Span]:
+    """Spans in order, those that overlap or lie at most ``gap`` apart made into one."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1] + gap:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged

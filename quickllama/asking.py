@@ -1,0 +1,397 @@
+"""How a document's question is answered: rank passages, then read the answer from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickllama import checks
+from quickllama.answer import NOT_FOUND, Answer, Passage, Span, merge, widen
+from quickllama.config import GenerationConfig, MemoryConfig
+from quickllama.errors import InvalidType, InvalidValue
+from quickllama.generation import Piece, ReadingPlan, iter_tokens, options_from, read
+from quickllama.passages import retrieved_passages
+from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, Prompt, PromptForm, text_tokens
+from quickllama.retrieval import Grid, Ranking, all_heads, centred_queries, rank_pieces
+from quickllama.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from quickllama._core import Session
+    from quickllama.model import Model
+
+__all__ = ["USES", "Asking", "Snapshot", "answer_question", "features_of", "rank_for"]
+
+USES = {"reread": (4, 0), "reposition": (8, 1), "memory": (16, 0)}
+"""Ways to use a ranking: default blocks and neighbours of each."""
+
+_OPTIONS = ("stream", "retrieval", "use", "passages", "neighbours", "always_answer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """A question with everything that was decided about it."""
+
+    question: str
+    retrieval: str  # heads; paper: the memory's own lookups, whatever they are
+    use: str
+    passages: int
+    neighbours: int
+    always_answer: bool
+    write: Callable[[str], object] | None
+    options: GenerationConfig
+
+    @classmethod
+    def of(
+        cls,
+        question: str,
+        read_for: str | None,
+        memory: MemoryConfig,
+        *,
+        retrieval: str | None,
+        use: str | None,
+        passages: int | None,
+        neighbours: int | None,
+        always_answer: bool,
+        stream: object,
+        options: dict[str, Any],
+    ) -> Asking:
+        """Check what the caller wants against what the document's memory can."""
+        blocks = memory.mode in ("infllm", "qllm")
+        if retrieval is None:
+            retrieval = "heads" if blocks and read_for is None else "paper"
+        else:
+            checks.choice("retrieval", retrieval, ("heads", "paper"))
+            if retrieval == "heads" and not blocks:
+                raise InvalidValue(
+                    f"retrieval 'heads' ranks memory blocks, and mode {memory.mode!r} keeps none; "
+                    "read the document in mode 'infllm' or 'qllm'"
+                )
+            if retrieval == "paper" and (memory.mode != "qllm" or not memory.topk):
+                raise InvalidValue(
+                    "retrieval 'paper' needs a document read in mode 'qllm' with topk > 0: "
+                    "model.read(text, memory=MemoryConfig())"
+                )
+        if retrieval == "paper" and (use, passages, neighbours) != (None, None, None):
+            raise InvalidValue(
+                "use, passages and neighbours belong to retrieval 'heads'; by the paper the "
+                "memory's topk says how many blocks each layer looks up"
+            )
+        use = "reread" if use is None else checks.choice("use", use, tuple(USES))
+        count, around = USES[use]
+        return cls(
+            question,
+            retrieval,
+            use,
+            count if passages is None else checks.integer("passages", passages, 0),
+            around if neighbours is None else checks.integer("neighbours", neighbours, 0),
+            always_answer,
+            _writer(stream),
+            options_from(options, _OPTIONS),
+        )
+
+
+def _writer(stream: object) -> Callable[[str], object] | None:
+    if stream is None or stream is False:
+        return None
+    if stream is True:
+        return _print
+    if not callable(stream):
+        raise InvalidType(f"stream is True, None or a function of a str, not {stream!r}")
+    return stream
+
+
+def _print(text: str) -> None:
+    """Show a piece at once, without signs that would steer the terminal."""
+    sys.stdout.write("".join(sign for sign in text if sign.isprintable() or sign in "\n\t"))
+    sys.stdout.flush()
+
+
+class Snapshot:
+    """A document at one moment; shared by all who ask it then, each of whom works on a fork.
+
+    ``session``: its timeline, which is never fed again. ``rest``: int64 [n], what else the document
+    holds. ``offsets``: int64 [tokens of the text, 2]. ``span``: the question that the text is read
+    for, if it lies in ``rest``.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        rest: NDArray[np.int64],
+        text: str,
+        offsets: NDArray[np.int64],
+        text_start: int,
+        memory: MemoryConfig,
+        form: PromptForm,
+        span: Span | None = None,
+    ) -> None:
+        self.session = session
+        self.rest = rest
+        self.text = text
+        self.offsets = offsets
+        self.text_start = text_start
+        self.memory = memory
+        self.form = form
+        self.span = span
+        self._lock = threading.Lock()
+        self._whole: Session | None = None
+
+    def fork(self) -> Session:
+        """A timeline that has read the whole chunks, and keeps a record of its lookups."""
+        with self._lock:
+            return self.session.fork(trace=True)
+
+    def fork_whole(self) -> Session:
+        """A timeline that has read everything; the first one to ask reads the rest for all."""
+        with self._lock:
+            if self._whole is None:
+                whole = self.session.fork()
+                if len(self.rest):
+                    whole.feed(self.rest, query_span=self.span)
+                self._whole = whole
+            return self._whole.fork()
+
+    @property
+    def grid(self) -> Grid:
+        """The pieces of the text."""
+        end = self.text_start + len(self.offsets)
+        return Grid(self.text_start, end, self.memory.n_init, self.memory.block_size)
+
+    def characters(self, begin: int, end: int) -> Span:
+        """The characters of the text's tokens at [begin, end) of the timeline."""
+        inside = self.offsets[begin - self.text_start : end - self.text_start]
+        return int(inside[:, 0].min()), int(inside[:, 1].max())
+
+
+def rank_for(
+    session: Session, snapshot: Snapshot, asked: NDArray[np.int64], span: Span, heads: Any
+) -> Ranking:
+    """Feed the tokens ``asked`` up to the end of the question at ``span``, and rank the text."""
+    queries = session.listen(asked[: span[1]], heads)[:, span[0] :]
+    return rank_pieces(session, heads, centred_queries(session, heads, queries), snapshot.grid)
+
+
+def features_of(ranking: Ranking) -> tuple[float, ...]:
+    """What :class:`FoundRule` weighs: the best piece's score, how far the second best piece that is
+    no neighbour lies below it, the largest share of heads that agree on one piece (or its
+    neighbour), and the logarithm of the number of pieces."""
+    scores = ranking.scores
+    best = int(scores.argmax())
+    others = np.delete(scores, range(max(best - 1, 0), min(best + 2, len(scores))))
+    gap = float(scores[best] - others.max()) if len(others) else 0.0
+    own = np.abs(ranking.by_head.argmax(axis=1) - best) <= 1
+    return float(scores[best]), gap, float(own.mean()), float(np.log(len(scores)))
+
+
+def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
+    """Answer by retrieval heads, or by the memory's own lookups."""
+    started = time.perf_counter()
+    if asking.retrieval == "paper":
+        return _by_memory(model, snapshot, asking, started)
+    heads, notes, rule = _heads_of(model)
+    suffix, span = snapshot.form.suffix(model.tokenizer, asking.question)
+    session = snapshot.fork_whole()
+    ranking = rank_for(session, snapshot, suffix, span, heads)
+    evidence = evidence_of(snapshot, ranking, asking)
+    confidence = None if rule is None else rule.confidence(features_of(ranking))
+    if rule is not None and confidence is not None and confidence < rule.threshold:
+        notes.append(
+            f"no passage stands out (confidence {confidence:.2f}, {rule.threshold:.2f} needed)"
+        )
+        if not asking.always_answer:
+            if asking.write is not None:
+                asking.write(NOT_FOUND)
+            seconds = time.perf_counter() - started
+            return Answer(
+                asking.question,
+                NOT_FOUND,
+                [],
+                seconds,
+                seconds,
+                tuple(notes),
+                confidence,
+                evidence,
+            )
+    if asking.use == "reread":
+        session, logits, prompt = _reread(model, snapshot, asking, evidence)
+    elif asking.use == "reposition":
+        session, logits, prompt = _reposition(session, snapshot, ranking, asking, suffix)
+    else:
+        session, logits, prompt = _remember(snapshot, ranking, asking, suffix)
+    decoded = _decode(model, asking, session, logits, prompt, started)
+    return Answer(asking.question, *decoded, tuple(notes), confidence, evidence)
+
+
+def _heads_of(model: Model) -> tuple[Any, list[str], Any]:
+    """The heads to listen to, what to say about them, and the rule for "not found"."""
+    known = model.retrieval_heads
+    if known is not None:
+        return known.heads, [], known.found
+    note = (
+        "no retrieval heads are known for this model: passages are ranked by all of its heads, "
+        "which finds fewer; run model.calibrate() once"
+    )
+    return all_heads(model.n_layers, model.n_heads), [note], None
+
+
+# The ranking as passages --------------------------------------------------------------------------
+
+
+def _groups(ranking: Ranking, asking: Asking) -> list[list[int]]:
+    """Runs of pieces: the best ones with their neighbours, best run first."""
+    chosen = ranking.best(asking.passages)
+    around = asking.neighbours
+    spans = merge(
+        ((max(p - around, 0), min(p + around + 1, len(ranking.scores))) for p in chosen), gap=0
+    )
+    runs = [list(range(*span)) for span in spans]
+    place = {piece: rank for rank, piece in enumerate(chosen)}
+    return sorted(runs, key=lambda run: min(place.get(piece, len(place)) for piece in run))
+
+
+def evidence_of(snapshot: Snapshot, ranking: Ranking, asking: Asking) -> list[Passage]:
+    """The best passages as text, grown to whole sentences, adjacent ones merged, best first."""
+    bounds = ranking.grid.bounds
+    found: dict[Span, list[int]] = {}
+    for run in _groups(ranking, asking):
+        span = widen(
+            snapshot.text, *snapshot.characters(int(bounds[run[0], 0]), int(bounds[run[-1], 1]))
+        )
+        if span[1] > span[0]:
+            found.setdefault(span, []).extend(run)
+    passages = []
+    for start, end in merge(found):
+        run = [p for span, run in found.items() if start <= span[0] < end for p in run]
+        score = float(ranking.scores[run].max())
+        layers = ranking.layers(run, max(asking.passages, 1))
+        passages.append(Passage(start, end, snapshot.text[start:end], score, layers))
+    return sorted(passages, key=lambda passage: (-passage.score, passage.start))
+
+
+# Uses of the ranking ------------------------------------------------------------------------------
+
+Ready = tuple["Session", NDArray[np.float32], NDArray[np.int64]]
+"""A session that has read a prompt, the logits after it, and the prompt's ids."""
+
+
+def _reread(model: Model, snapshot: Snapshot, asking: Asking, evidence: list[Passage]) -> Ready:
+    """Read the passages again as ordinary text in a short prompt, the best one last."""
+    form = snapshot.form
+    if form == PromptForm.of(DOCUMENT_PROMPT):
+        form = PromptForm.of(PASSAGES_PROMPT)
+    words = "\n\n".join(passage.text for passage in reversed(evidence))
+    prefix, _ = form.prefix(model.tokenizer, asking.question)
+    suffix, _ = form.suffix(model.tokenizer, asking.question)
+    inside = text_tokens(model.tokenizer, words)[0] if words else suffix[:0]
+    ids = np.concatenate([prefix, inside, suffix])
+    memory = MemoryConfig(mode="full")
+    session = model.session(memory)
+    return session, read(session, ids, ReadingPlan.of(len(ids), memory)), ids
+
+
+def _reposition(
+    session: Session,
+    snapshot: Snapshot,
+    ranking: Ranking,
+    asking: Asking,
+    suffix: NDArray[np.int64],
+) -> Ready:
+    """Put the passages' keys and values directly before the question, after the first tokens."""
+    bounds = ranking.grid.bounds
+    spans = [(0, min(max(snapshot.text_start, snapshot.memory.n_init), snapshot.grid.end))]
+    if not asking.passages:
+        spans = [(0, snapshot.text_start)]
+    spans += [(int(bounds[run[0], 0]), int(bounds[run[-1], 1])) for run in _groups(ranking, asking)]
+    excerpt = session.excerpt(np.array(merge(spans, gap=0), dtype=np.int64))
+    return excerpt, _feed_suffix(excerpt, suffix), suffix
+
+
+def _remember(
+    snapshot: Snapshot, ranking: Ranking, asking: Asking, suffix: NDArray[np.int64]
+) -> Ready:
+    """Let every layer attend to the passages' blocks; what lies in the window is seen anyway."""
+    session = snapshot.fork_whole()
+    blocks = {ranking.grid.block(piece) for run in _groups(ranking, asking) for piece in run}
+    session.pin(sorted(block for block in blocks if 0 <= block < session.n_blocks))
+    return session, _feed_suffix(session, suffix), suffix
+
+
+def _feed_suffix(session: Session, suffix: NDArray[np.int64]) -> NDArray[np.float32]:
+    if len(suffix) > 1:
+        session.feed(suffix[:-1])
+    return session.feed(suffix[-1:])
+
+
+def _by_memory(model: Model, snapshot: Snapshot, asking: Asking, started: float) -> Answer:
+    """The memory's own way: the paper's lookups, or none in modes without blocks."""
+    memory = snapshot.memory
+    suffix, span = snapshot.form.suffix(model.tokenizer, asking.question)
+    session = snapshot.fork()
+    ids = np.concatenate([snapshot.rest, suffix])
+    later = snapshot.span
+    if memory.mode == "qllm" and not snapshot.form.asks_first:
+        later = span[0] + len(snapshot.rest), span[1] + len(snapshot.rest)
+    start = len(session)
+    plan = ReadingPlan.of(len(ids), memory, later)
+    if later is not None and plan.opening_span is not None:
+        # The plan of a session's beginning; this one has begun long ago.
+        body = max(len(ids) - 1, later[1])
+        last = (Piece(body, len(ids)),) if body < len(ids) else ()
+        plan = ReadingPlan((Piece(0, body, later), *last), None)
+    logits = read(session, ids, plan)
+    decoded = _decode(model, asking, session, logits, ids, started)
+    end = len(snapshot.offsets) + snapshot.text_start
+    prompt = Prompt(
+        np.empty(start + len(ids), dtype=np.int64), (0, 1), snapshot.text_start, snapshot.offsets
+    )
+    found = retrieved_passages(session.trace, prompt, snapshot.text, memory)
+    notes = []
+    if memory.mode not in ("infllm", "qllm"):
+        notes.append(f"mode {memory.mode!r} looks nothing up: there is no evidence")
+    elif not found:
+        notes.append(f"nothing was looked up in the memory of {end} tokens")
+    return Answer(asking.question, *decoded, tuple(notes), None, found)
+
+
+def _decode(
+    model: Model,
+    asking: Asking,
+    session: Session,
+    logits: NDArray[np.float32],
+    prompt: NDArray[np.int64],
+    started: float,
+) -> tuple[str, list[int], float, float]:
+    """The answer's text and tokens, seconds to the last token and to the first one."""
+    options = asking.options
+    eos = model.eos_token_ids if options.eos_token_id is None else options.eos_token_id
+    ends = (eos,) if isinstance(eos, int) else tuple(eos)
+    stream = TextStream(model.tokenizer)
+    tokens: list[int] = []
+    parts: list[str] = []
+    first = 0.0
+    for token in iter_tokens(
+        session,
+        logits,
+        options,
+        prompt=prompt,
+        eos_token_ids=ends,
+        tokenizer=model.tokenizer,
+    ):
+        first = first or time.perf_counter() - started
+        if token in ends:
+            break
+        tokens.append(token)
+        parts.append(stream.push([token]))
+        if asking.write is not None and parts[-1]:
+            asking.write(parts[-1])
+    parts.append(stream.finish())
+    if asking.write is not None and parts[-1]:
+        asking.write(parts[-1])
+    return "".join(parts).strip(), tokens, time.perf_counter() - started, first

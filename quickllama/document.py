@@ -1,0 +1,281 @@
+"""Documents: a text read once into a memory, and asked many times.
+
+    book = model.read(text, progress=True)
+    answer = book.ask("Where was the treasure buried?")
+    answer.text, answer.evidence
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickllama import checks
+from quickllama.answer import Answer
+from quickllama.arrays import token_ids
+from quickllama.asking import Asking, Snapshot, answer_question
+from quickllama.config import GenerationOptions, MemoryConfig
+from quickllama.errors import InvalidType, InvalidValue
+from quickllama.generation import Progress, check_span
+from quickllama.growing_text import GrowingText
+from quickllama.progress import showing
+from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, checked_question
+
+if TYPE_CHECKING:
+    from quickllama.model import Model
+
+__all__ = ["Document", "Source", "read_document"]
+
+Source = str | Iterable[str] | Iterable[int] | NDArray[np.integer]
+"""A text, parts of a text, or token ids."""
+
+_SLAB = 1 << 16  # characters tokenised between two looks at the chunks that are full
+
+
+class Document:
+    """A text in a model's memory. Made by :meth:`quickllama.Model.read`.
+
+    Any number of threads may ask at the same time; :meth:`append` lets them wait. The timeline
+    holds whole execution chunks only: what comes after the last one is kept as token ids (and the
+    last characters, whose tokens are not certain yet, as text) and is read by a fork when someone
+    asks. So the same text gives the same bits however it arrived.
+
+    Attributes: ``model``, ``memory`` (:class:`MemoryConfig`), ``title``, ``question`` (that the
+    text was read for, or None).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        memory: MemoryConfig,
+        form: PromptForm,
+        title: str | None = None,
+        question: str | None = None,
+        kv_dtype: str | None = None,
+    ) -> None:
+        self.model = model
+        self.memory = memory
+        self.title = title
+        self.question = question
+        self._form = form
+        self._lock = threading.Lock()
+        self._text = GrowingText(model.tokenizer)
+        self._prefix, span = form.prefix(model.tokenizer, question)
+        self._span = span if memory.mode == "qllm" else None  # as long as it was not read
+        if self._span is not None:
+            check_span(self._span, len(self._prefix), memory)
+        self._session = model.session(memory, kv_dtype=kv_dtype)
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def text(self) -> str:
+        """The text; of token ids, what they decode to."""
+        with self._lock:
+            return self._text.text
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the document holds: keys, values, text and its tokens' places."""
+        return self._session.nbytes + self._text.nbytes
+
+    def __len__(self) -> int:
+        """Tokens of the text, those that are not in the timeline yet included."""
+        with self._lock:
+            return len(self._text) + len(self._text.tail()[0])
+
+    def __repr__(self) -> str:
+        title = "" if self.title is None else f" {self.title!r}"
+        return (
+            f"<quickllama.Document{title}, {len(self)} tokens, {self.nbytes / 2**20:.1f} MiB, "
+            f"mode {self.memory.mode}>"
+        )
+
+    def append(self, more: Source, progress: bool | Progress | None = None) -> None:
+        """Read on: the same as if the text had been read with ``more`` behind it.
+
+        ``more`` and ``progress``: as in :meth:`quickllama.Model.read`. After Ctrl-C or an error,
+        the document holds what had arrived, and goes on with the next call. Raises InvalidType or
+        InvalidValue.
+        """
+        with self._lock, showing(progress, "reading") as show:
+            self._snapshot = None
+            for _ in self._arrivals(more):
+                self._feed_full_chunks(show)
+            self._feed_full_chunks(show)
+            if show is not None:
+                known = len(self._prefix) + len(self._text)
+                show(known, known)
+
+    def ask(
+        self,
+        question: str | None = None,
+        *,
+        stream: bool | Callable[[str], object] | None = None,
+        retrieval: str | None = None,
+        use: str | None = None,
+        passages: int | None = None,
+        neighbours: int | None = None,
+        always_answer: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> Answer:
+        """Answer a question about the text.
+
+        * ``question``: None: the one that the text was read for.
+        * ``stream``: True: print the answer as it comes; or called with each piece of its text.
+        * ``retrieval``: ``"heads"``: one ranking of passages by retrieval heads; ``"paper"``:
+          blocks per layer by the published score, for a document read in mode qllm. None: heads, or
+          the memory's own way for a document read with a question or in a mode without blocks.
+        * ``use`` of the ranking: ``"reread"`` (default): the best passages are read again as
+          ordinary text, with the question before and after them; ``"reposition"``: their keys and
+          values are put directly before the question; ``"memory"``: they are the blocks that every
+          layer attends to.
+        * ``passages``: how many blocks; ``neighbours``: blocks at each side of them. None: 4 and 0
+          when re-read, 8 and 1 when repositioned, 16 and 0 in the memory.
+        * ``always_answer``: answer even if nothing in the text stands out; otherwise the answer is
+          then "Not found in the document.".
+        * ``options``: ``max_new_tokens`` and the other fields of :class:`GenerationConfig`.
+
+        Raises InvalidType or InvalidValue.
+        """
+        if question is None:
+            if self.question is None:
+                raise InvalidValue("the document was read without a question; ask one")
+            question = self.question
+        asking = Asking.of(
+            checked_question(question),
+            self.question,
+            self.memory,
+            retrieval=retrieval,
+            use=use,
+            passages=passages,
+            neighbours=neighbours,
+            always_answer=checks.flag("always_answer", always_answer),
+            stream=stream,
+            options=dict(options),
+        )
+        return answer_question(self.model, self._current(), asking)
+
+    # What asking starts from ----------------------------------------------------------------------
+
+    def _current(self) -> Snapshot:
+        """The document as it stands, with a fork of its timeline."""
+        with self._lock:
+            if self._snapshot is None:
+                ids, spans = self._text.tail()
+                if not len(self._text) and not len(ids):
+                    raise InvalidValue("the document is empty; append some text first")
+                offsets = np.concatenate([self._text.offsets(), spans])
+                rest = np.concatenate([self._pending(), ids])
+                self._snapshot = Snapshot(
+                    session=self._session.fork(),
+                    rest=rest,
+                    text=self._text.text,
+                    offsets=offsets,
+                    text_start=len(self._prefix),
+                    memory=self.memory,
+                    form=self._form,
+                    span=self._span,
+                )
+            return self._snapshot
+
+    # Growing --------------------------------------------------------------------------------------
+
+    def _pending(self) -> NDArray[np.int64]:
+        """Certain tokens that the timeline does not hold yet: int64 [n]."""
+        done = len(self._session)
+        return np.concatenate(
+            [self._prefix[done:], self._text.ids(max(done - len(self._prefix), 0))]
+        )
+
+    def _arrivals(self, source: Source) -> Iterator[None]:
+        """Take ``source`` in, part after part."""
+        for part in _parts(source):
+            if not isinstance(part, str):
+                ids, _ = token_ids(part, self.model.vocab_size, "the token ids to read")
+                self._text.add_ids(ids)
+                yield
+                continue
+            for start in range(0, len(part), _SLAB):
+                self._text.add(part[start : start + _SLAB])
+            yield
+
+    def _feed_full_chunks(self, show: Progress | None) -> None:
+        step = self.memory.exc_block_size
+        pending = self._pending()
+        total = len(self._session) + len(pending)
+        start = 0
+        while start + step <= len(pending):
+            end = start + step
+            if self._span is not None:  # the question is read in one call
+                end = -(-self._span[1] // step) * step
+                if end > len(pending):
+                    return
+            self._session.feed(pending[start:end], query_span=self._span)
+            self._span = None
+            start = end
+            if show is not None:
+                show(len(self._session), total)
+
+
+def _parts(source: object) -> Iterator[str | object]:
+    """Texts one after the other, or all token ids at once."""
+    if isinstance(source, str | np.ndarray):
+        yield source
+        return
+    if isinstance(source, bytes | bytearray) or not isinstance(source, Iterable):
+        raise InvalidType(
+            "a document is a str, an iterable of str, or token ids, not "
+            f"{type(source).__name__}; decode bytes first"
+        )
+    items = iter(source)
+    for first in items:
+        if not isinstance(first, str):
+            yield list(chain([first], items))
+            return
+        yield first
+        for item in items:
+            if not isinstance(item, str):
+                raise InvalidType(f"a part of a text is a str, not {type(item).__name__}")
+            yield item
+
+
+def read_document(
+    model: Model,
+    source: Source,
+    *,
+    progress: bool | Progress | None,
+    memory: MemoryConfig | None,
+    title: str | None,
+    question: str | None,
+    prompt: str | None,
+    kv_dtype: str | None,
+) -> Document:
+    """What :meth:`quickllama.Model.read` does."""
+    if question is not None:
+        question = checked_question(question)
+    if prompt is None:
+        prompt = DOCUMENT_PROMPT if question is None else PASSAGES_PROMPT
+    form = PromptForm.of(prompt)
+    if form.asks_first and question is None:
+        raise InvalidValue(
+            "this prompt has {question} before {text}, so that the text is read for one question: "
+            "give question="
+        )
+    if memory is None:
+        memory = MemoryConfig(mode="infllm", topk=0) if question is None else MemoryConfig()
+    if not isinstance(memory, MemoryConfig):
+        raise InvalidType(
+            f"memory must be a MemoryConfig, for instance MemoryConfig.window('1k'), not {memory!r}"
+        )
+    if title is not None and not isinstance(title, str):
+        raise InvalidType(f"a title is a string, not {type(title).__name__}")
+    document = Document(model, memory, form, title, question, kv_dtype)
+    document.append(source, progress)
+    if not document.text.strip():
+        raise InvalidValue("the text is empty; there is nothing to read")
+    return document

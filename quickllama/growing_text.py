@@ -1,0 +1,135 @@
+"""A text that arrives in parts, and its tokens: the same ones however it is cut into parts."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickllama.errors import InvalidValue
+from quickllama.text_cuts import SPACE
+from quickllama.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from quickllama.tokenizer import Tokenizer
+
+__all__ = ["GrowingText"]
+
+
+class GrowingText:
+    """Text and token ids at the same time; used by one thread at a time.
+
+    The tokens of the last characters depend on what follows them, so they are not certain until a
+    safe place to cut comes (``quickllama/text_cuts.py``). Nothing in a text is a special token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._parts: list[str] = []  # all of the text
+        self._length = 0
+        self._tail = ""  # the end of the text, of which no token is certain
+        self._dropped = False  # the space before the tail belongs to the tail's first token
+        self._stream: TextStream | None = None  # where ids come instead of text
+        self._ids = array("i")
+        self._starts = array("q")
+        self._ends = array("q")
+
+    def __len__(self) -> int:
+        """The number of tokens that are certain."""
+        return len(self._ids)
+
+    @property
+    def text(self) -> str:
+        """All of the text, the part without certain tokens included."""
+        if len(self._parts) > 1:
+            self._parts = ["".join(self._parts)]
+        return self._parts[0] if self._parts else ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the text (at most four a character), the ids and their places."""
+        return sum(part.__sizeof__() for part in self._parts) + 20 * len(self._ids)
+
+    def ids(self, start: int = 0) -> NDArray[np.int64]:
+        """The certain tokens from ``start`` on: int64 [n]."""
+        return np.array(self._ids[start:], dtype=np.int64)
+
+    def offsets(self) -> NDArray[np.int64]:
+        """The characters [start, end) of each certain token: int64 [n, 2]."""
+        return np.stack(
+            [np.array(self._starts, dtype=np.int64), np.array(self._ends, dtype=np.int64)], axis=1
+        )
+
+    def add(self, text: str) -> None:
+        """Put ``text`` behind what is there. Raises InvalidValue for half characters."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            raise InvalidValue(
+                f"the text has half of a surrogate pair (U+{ord(text[problem.start]):04X}) at "
+                f"character {problem.start}, which is no character of Unicode; read the file with "
+                "errors='replace' or the right encoding"
+            ) from None
+        if not text:
+            return
+        self._end_ids()
+        tail = self._tail + text
+        cut = self._tokenizer.last_cut(tail)
+        certain = None if cut is None else self._encode(tail[: cut[0]])
+        # From here on nothing can fail.
+        self._parts.append(text)
+        self._length += len(text)
+        self._tail = tail
+        if cut is not None and certain is not None:
+            self._keep(*certain)
+            self._tail = tail[cut[1] :]
+            self._dropped = cut[1] > cut[0]
+
+    def add_ids(self, ids: NDArray[np.int64]) -> None:
+        """Put tokens behind what is there; their text is what they decode to."""
+        if self._stream is None:
+            self._keep(*self.tail())
+            self._tail, self._dropped = "", False
+            self._stream = TextStream(self._tokenizer)
+        for token in ids.tolist():
+            piece = self._stream.push([token])
+            self._ids.append(token)
+            self._starts.append(self._length)
+            self._put(piece)
+            self._ends.append(self._length)
+
+    def tail(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What the tokens of the uncertain end are if the text ends here: ids int64 [n], their
+        characters int64 [n, 2]."""
+        return self._encode(self._tail)
+
+    def _encode(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens of the tail's beginning ``text``, and their characters in the whole text."""
+        ids, spans = self._tokenizer.encode_with_offsets(
+            text, add_special_tokens=False, parse_special=False
+        )
+        start = self._length - len(self._tail)
+        spans = spans.reshape(-1, 2) + start
+        if self._dropped and len(ids):
+            spans[0, 0] = start - 1
+            if self._tokenizer.id_to_token(int(ids[0])) == SPACE:
+                spans[0, 1] = start
+        return ids.astype(np.int64), spans
+
+    def _keep(self, ids: NDArray[np.int64], spans: NDArray[np.int64]) -> None:
+        self._ids.extend(ids.tolist())
+        self._starts.extend(spans[:, 0].tolist())
+        self._ends.extend(spans[:, 1].tolist())
+
+    def _put(self, text: str) -> None:
+        if text:
+            self._parts.append(text)
+            self._length += len(text)
+
+    def _end_ids(self) -> None:
+        """Text follows the ids: what an incomplete character leaves is shown."""
+        if self._stream is not None:
+            self._put(self._stream.finish())
+            self._stream = None

@@ -1,0 +1,255 @@
+"""Documents: the same bits however a text arrives, forks that leave each other alone, offsets."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_tokenizers import KINDS, pieces, small_tokenizer, texts
+from tiny_folder import write_folder
+
+import quickllama as ql
+from quickllama.growing_text import GrowingText
+from quickllama.prompt import PASSAGES_PROMPT, PromptForm, question_prompt, text_tokens
+
+MEMORY = ql.MemoryConfig(
+    mode="infllm", n_init=8, n_local=48, block_size=16, topk=0, exc_block_size=32
+)
+PAPER = ql.MemoryConfig(n_init=8, n_local=48, block_size=16, topk=2, exc_block_size=32)
+TEXT = "Zwölf Boxkämpfer jagen Viktor 😀 quer über den großen Sylter Deich. Ende <|end|> nie. " * 12
+QUESTION = "Wer jagt wen?"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ql.Model:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_folder(folder)
+    return ql.Model.from_pretrained(folder, dtype="float32", n_threads=1)
+
+
+def same(first: ql.Answer, second: ql.Answer) -> bool:
+    """Whether two answers are equal but for the time they took."""
+    timeless = [
+        {k: v for k, v in answer.to_dict().items() if "seconds" not in k}
+        for answer in (first, second)
+    ]
+    return timeless[0] == timeless[1]
+
+
+def state(document: ql.Document) -> list[Any]:
+    """Every number that an answer can depend on, read out of a fork that has read everything."""
+    snapshot = document._current()
+    session = snapshot.fork_whole()
+    heads = [(layer, head) for layer in range(2) for head in range(4)]
+    queries = session.listen([1, 2, 3], heads)
+    scores = session.rank(heads, queries, 0, len(session), 1)
+    return [document.text, len(document), snapshot.offsets, queries, scores, session.feed([5])]
+
+
+def assert_same_bits(first: ql.Document, second: ql.Document) -> None:
+    for one, other in zip(state(first), state(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# The text -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(KINDS), st.one_of(texts, pieces), st.data())
+def test_tokens_do_not_depend_on_how_a_text_is_cut(kind: str, text: str, data: Any) -> None:
+    tokenizer = small_tokenizer(kind)
+    text = text * data.draw(st.integers(1, 4))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    growing = GrowingText(tokenizer)
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        growing.add(text[start:end])
+    ids, offsets = tokenizer.encode_with_offsets(
+        text, add_special_tokens=False, parse_special=False
+    )
+    tail, spans = growing.tail()
+    assert growing.text == text
+    np.testing.assert_array_equal(np.concatenate([growing.ids(), tail]), ids)
+    np.testing.assert_array_equal(np.concatenate([growing.offsets(), spans]), offsets)
+
+
+@pytest.mark.parametrize("kind", ["smollm", "llama-bpe", "llama"])
+def test_most_tokens_are_certain_while_a_text_grows(kind: str) -> None:
+    growing = GrowingText(small_tokenizer(kind))
+    growing.add("The quick brown fox jumps over the lazy dog. " * 40)
+    assert len(growing.tail()[0]) < 40 < len(growing)
+
+
+def test_read_append_and_parts_give_the_same_bits(model: ql.Model) -> None:
+    whole = model.read(TEXT, memory=MEMORY)
+    rng = np.random.default_rng(4)
+    for _ in range(6):
+        a, b = sorted(rng.integers(1, len(TEXT), 2).tolist())
+        parts = [TEXT[:a], TEXT[a:b], "", TEXT[b:]]
+        assert_same_bits(model.read(parts, memory=MEMORY), whole)
+        appended = model.read(parts[0], memory=MEMORY)
+        appended.ask(QUESTION, max_new_tokens=1)  # leaves no trace in the document
+        appended.append(parts[1])
+        appended.append(iter(parts[2:]))
+        assert_same_bits(appended, whole)
+    ids = model.read(text_tokens(model.tokenizer, TEXT)[0], memory=MEMORY)
+    for index in (0, 1, 3, 4, 5):  # but the characters of tokens that are parts of one
+        np.testing.assert_array_equal(state(ids)[index], state(whole)[index])
+    with pytest.raises(AssertionError):
+        assert_same_bits(model.read(TEXT[:-1] + "?", memory=MEMORY), whole)
+
+
+def test_the_timeline_holds_whole_chunks_only(model: ql.Model) -> None:
+    document = model.read(TEXT[:500], memory=MEMORY)
+    assert len(document._session) % MEMORY.exc_block_size == 0
+    before = len(document._session)
+    document.ask(QUESTION, max_new_tokens=2)
+    assert len(document._session) == before
+    assert len(document) == len(text_tokens(model.tokenizer, TEXT[:500])[0])
+
+
+def test_ids_and_text_mix(model: ql.Model) -> None:
+    ids = text_tokens(model.tokenizer, "drei 😀 Wörter ")[0]
+    document = model.read([int(token) for token in ids[:8]], memory=MEMORY)
+    document.append(ids[8:].astype(np.int32))
+    assert document.text == "drei 😀 Wörter "
+    document.append("und mehr")
+    assert document.text == "drei 😀 Wörter und mehr"
+    assert document._current().offsets[-1].tolist() == [21, 22]
+
+
+def test_what_cannot_be_read(model: ql.Model) -> None:
+    for empty in ("", " \n", [], [""], iter(())):
+        with pytest.raises(ql.InvalidValue, match="empty"):
+            model.read(empty, memory=MEMORY)
+    for wrong in (b"bytes", 3, None, ["text", 4]):
+        with pytest.raises(ql.InvalidType):
+            model.read(wrong, memory=MEMORY)
+    with pytest.raises(ql.InvalidValue, match="surrogate"):
+        model.read("half \ud800", memory=MEMORY)
+    with pytest.raises(ql.InvalidValue, match="vocabulary"):
+        model.read([1, 9999], memory=MEMORY)
+    with pytest.raises(ql.InvalidType, match="progress"):
+        model.read("x", progress=3, memory=MEMORY)
+    with pytest.raises(ql.InvalidValue, match=r"\{text\}"):
+        model.read("x", prompt="no place", memory=MEMORY)
+    with pytest.raises(ql.InvalidValue, match="question="):
+        model.read("x", prompt=PASSAGES_PROMPT, memory=MEMORY)
+
+
+def test_progress_and_an_interruption(model: ql.Model) -> None:
+    seen: list[tuple[int, int]] = []
+    document = model.read(
+        TEXT, memory=MEMORY, progress=lambda done, total: seen.append((done, total))
+    )
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1] and len(seen) > 5
+
+    def stop(done: int, total: int) -> None:
+        if done > 300:
+            raise KeyboardInterrupt
+
+    stopped = model.read(TEXT[:60], memory=MEMORY)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.append(TEXT[60:], progress=stop)
+    stopped.append("")
+    assert_same_bits(stopped, document)
+
+
+# Questions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use", ["reread", "reposition", "memory"])
+def test_threads_get_the_serial_answers(model: ql.Model, use: str) -> None:
+    document = model.read(TEXT, memory=MEMORY)
+    questions = ["Wer?", "Wo 12?", "Warum denn nicht, du?", "x", "Zzz zzz", "🙂?"]
+    ask = {"use": use, "passages": 2, "max_new_tokens": 16}
+    serial = [document.ask(question, **ask) for question in questions]
+    document.append("")  # a new snapshot
+    answers: dict[str, ql.Answer] = {}
+
+    def work(question: str) -> None:
+        answers[question] = document.ask(question, **ask)
+
+    threads = [threading.Thread(target=work, args=(question,)) for question in questions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(answers[q], one) for q, one in zip(questions, serial, strict=True))
+    assert len({tuple(answer.tokens) for answer in serial}) > 1  # the question matters
+
+
+def test_the_papers_way_is_what_generate_does(model: ql.Model) -> None:
+    ids, offsets = text_tokens(model.tokenizer, TEXT)
+    prompt = question_prompt(model.tokenizer, QUESTION, ids, offsets)
+    expected = model.generate(
+        prompt.ids, max_new_tokens=12, memory=PAPER, query_span=prompt.query_span
+    )[len(prompt.ids) :].tolist()
+    document = model.read(TEXT, question=QUESTION, memory=PAPER)
+    answer = document.ask(max_new_tokens=12)
+    assert answer.tokens == [token for token in expected if token != 258]
+    assert answer.evidence and answer.confidence is None
+    plain = model.read(TEXT, memory=PAPER)
+    looked_up = plain.ask(QUESTION, retrieval="paper", max_new_tokens=12)
+    other = plain.ask("Ganz anders?", retrieval="paper", max_new_tokens=12)
+    assert looked_up.evidence and looked_up.tokens != other.tokens
+
+
+def test_other_modes_answer_without_evidence(model: ql.Model) -> None:
+    for mode in ("full", "stream", "infinite"):
+        memory = ql.MemoryConfig(mode=mode, n_init=8, n_local=48, exc_block_size=32)
+        answer = model.read(TEXT, memory=memory).ask(QUESTION, max_new_tokens=3)
+        assert not answer.evidence and "looks nothing up" in answer.notes[0]
+
+
+def test_wrong_ways_to_ask(model: ql.Model) -> None:
+    document = model.read(TEXT, memory=MEMORY)
+    for wrong, named in (
+        ({"use": "rewrite"}, "use"),
+        ({"retrieval": "bm25"}, "retrieval"),
+        ({"retrieval": "paper"}, "mode 'qllm'"),
+        ({"passages": -1}, "passages"),
+        ({"always_answer": 1}, "always_answer"),
+        ({"stream": 3}, "stream"),
+        ({"max_tokens": 3}, "max_new_tokens"),
+    ):
+        with pytest.raises(ql.Error, match=named):
+            document.ask(QUESTION, **wrong)
+    for empty in (" ", None):
+        with pytest.raises(ql.InvalidValue, match="question"):
+            document.ask(empty)
+
+
+def test_an_answer_is_streamed_whole(model: ql.Model, capsys: pytest.CaptureFixture[str]) -> None:
+    document = model.read(TEXT, memory=MEMORY)
+    parts: list[str] = []
+    answer = document.ask(QUESTION, stream=parts.append, max_new_tokens=20)
+    assert "".join(parts).strip() == answer.text and len(parts) > 1
+    document.ask(QUESTION, stream=True, max_new_tokens=20)
+    shown = "".join(c for c in "".join(parts) if c.isprintable() or c in "\n\t")
+    assert capsys.readouterr().out == shown
+
+
+def test_the_prompt_around_a_document(model: ql.Model) -> None:
+    form = PromptForm.of("A {text} B {question} C")
+    tokenizer = model.tokenizer
+    prefix, span = form.prefix(tokenizer)
+    suffix, asked = form.suffix(tokenizer, "q<|end|>?")
+    assert span is None
+    shown = tokenizer.decode([*prefix, *suffix], skip_special_tokens=False)
+    assert shown == "<|user|>A  B q<|end|>? C<|end|>\nANSWER:"
+    assert tokenizer.decode(suffix[slice(*asked)]).strip() == "q<|end|>?"
+    document = model.read("Wort " * 40, memory=MEMORY, prompt="A {text} B {question} C")
+    assert document.ask("q?", max_new_tokens=1).evidence
+
+
+def test_repr_and_size(model: ql.Model, tmp_path: Path) -> None:
+    document = model.read(TEXT, memory=MEMORY, title="Deich")
+    assert "'Deich'" in repr(document) and f"{len(document)} tokens" in repr(document)
+    assert document.nbytes > len(TEXT)
+    assert document.title == "Deich" and document.text == TEXT
