@@ -30,7 +30,6 @@ class Setting:
     threads: int
     segment: int
     what: tuple[str, ...]
-    load_file: str
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def kinds(setting: Setting, job: str, result: Result) -> list[Kind]:
         ]
     return [
         Kind("import", "s", lambda r: r["import_seconds"]),
-        Kind(f"load from {setting.load_file}", "s", lambda r: r["load_seconds"]),
+        Kind("load", "s", lambda r: r["load_seconds"]),
     ]
 
 

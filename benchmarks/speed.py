@@ -191,7 +191,6 @@ def summary(options: argparse.Namespace, path: Path) -> dict[str, Any]:
         threads=options.threads,
         segment=options.segment,
         what=tuple(options.what),
-        load_file="GGUF" if path.suffix == ".gguf" else "folder",
     )
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

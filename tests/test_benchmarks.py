@@ -71,7 +71,7 @@ def test_every_row_is_there_with_its_rounds(speed: dict[str, Any]) -> None:
     reading = ["read: first 128", "read: last 128", "read: all 256"]
     rates = [*reading, "decode after 16", "decode after 64", "prompt of 32"]
     parts = ("peak", "weights", "session", "the rest")
-    others = ["import", "load from folder", *(f"memory: {part}" for part in parts)]
+    others = ["import", "load", *(f"memory: {part}" for part in parts)]
     assert set(rows) == {*rates, *others, "read: rate of the last, as part of the first"}
     for row in rows.values():
         assert row["engine"] == "quickllama" and row["dtype"] == "float32" and not row["note"]
