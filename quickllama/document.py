@@ -1,8 +1,8 @@
 """Documents: a text read once into a memory, and asked many times.
 
-    book = model.read(text, progress=True)
-    answer = book.ask("Where was the treasure buried?")
-    answer.text, answer.evidence
+book = model.read(text, progress=True)
+answer = book.ask("Where was the treasure buried?")
+answer.text, answer.evidence
 """
 
 from __future__ import annotations

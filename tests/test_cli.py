@@ -18,7 +18,7 @@ import pytest
 from tiny_folder import write_folder
 
 import quickllama as ql
-from quickllama import command_ask
+from quickllama import command_reread
 from quickllama.cli import main
 from quickllama.passages import Passage, retrieved_passages
 from quickllama.prompt import (
@@ -32,7 +32,8 @@ from quickllama.prompt import (
     text_tokens,
 )
 
-SMALL = ["--n-init", "8", "--n-local", "64", "--block-size", "16", "--topk", "2"]
+WINDOW = ["--n-init", "8", "--n-local", "64", "--block-size", "16"]
+SMALL = [*WINDOW, "--topk", "2", "--reread-all"]
 QUESTION = "Où?"
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 8
 
@@ -133,7 +134,16 @@ def test_a_text_that_fits_into_the_window(
 ) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Short.")
-    arguments = ["ask", str(short), QUESTION, "--model", str(folder), "--window", "2k"]
+    arguments = [
+        "ask",
+        str(short),
+        QUESTION,
+        "--model",
+        str(folder),
+        "--window",
+        "2k",
+        "--reread-all",
+    ]
     assert main([*arguments, "--max-new-tokens", "2", "--quiet"]) == 0
     assert "fits into the window" in capsys.readouterr().out
 
@@ -154,14 +164,85 @@ def test_a_character_is_written_whole(
 ) -> None:
     model = ql.Model.from_pretrained(folder)
     tokens = [*model.tokenizer.encode("a😀é\x1b[2J"), 258]
-    monkeypatch.setattr(command_ask, "iter_tokens", lambda *_, **__: iter(tokens))
+    monkeypatch.setattr(command_reread, "iter_tokens", lambda *_, **__: iter(tokens))
     written: list[str] = []
-    write = command_ask._write
-    monkeypatch.setattr(command_ask, "_write", lambda part: (written.append(part), write(part)))
+    write = command_reread.write_safely
+    monkeypatch.setattr(
+        command_reread, "write_safely", lambda part: (written.append(part), write(part))
+    )
     assert ask(text, folder, "--quiet") == 0
     assert [part for part in written if part][:3] == ["a", "😀", "é"]
     out = capsys.readouterr().out
     assert out.startswith("a😀é[2J\n")  # nothing that steers a terminal
+
+
+# A text read once ---------------------------------------------------------------------------------
+
+
+def once(text: Path | str, folder: Path, *more: str) -> int:
+    start = ["ask", str(text), QUESTION, "Wo?", "--model", str(folder), "--max-new-tokens", "8"]
+    return main([*start, *WINDOW, "--threads", "1", *more])
+
+
+def test_one_reading_serves_all_questions(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    reading = ql.Model.read
+    monkeypatch.setattr(
+        ql.Model, "read", lambda *a, **k: (read.append(k["title"]), reading(*a, **k))[1]
+    )
+    assert once(text, folder, "--evidence") == 0
+    out, err = capsys.readouterr()
+    assert read == [str(text)]
+    assert out.index(QUESTION) < out.index("Wo?") and out.count("Evidence:") == 2
+    assert "reading" in err and "note: no retrieval heads are known" in err
+    assert once(text, folder, "--quiet", "--passages", "0", "--evidence") == 0
+    assert capsys.readouterr().out.count("(no evidence)") == 2
+
+
+def test_json_of_a_text_read_once(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert once(text, folder, "--json", "--quiet", "--use", "memory", "--passages", "2") == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert err == "" and report["characters"] == len(TEXT) and report["use"] == "memory"
+    assert report["memory"]["topk"] == 0 and report["memory"]["n_local"] == 64
+    memory = ql.MemoryConfig(
+        mode="infllm", n_init=8, n_local=64, block_size=16, topk=0, exc_block_size=64
+    )
+    document = ql.Model.from_pretrained(folder, n_threads=1).read(TEXT, memory=memory)
+    for question, shown in zip([QUESTION, "Wo?"], report["answers"], strict=True):
+        expected = document.ask(question, use="memory", passages=2, max_new_tokens=8).to_dict()
+        for name in ("question", "text", "tokens", "evidence", "notes", "confidence", "found"):
+            assert shown[name] == expected[name]
+
+
+@pytest.mark.parametrize("option", [["--memory", "qllm"], ["--topk", "3"], ["--mask", "exact"]])
+def test_options_of_the_paper_need_its_way(
+    option: list[str], text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert once(text, folder, *option) == 2
+    assert "--reread-all" in one_sentence(capsys)
+
+
+def test_chat_answers_line_by_line(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask_one = ql.Document.ask
+    monkeypatch.setattr(
+        ql.Document, "ask", lambda self, q, **k: (asked.append(q), ask_one(self, q, **k))[1]
+    )
+    start = ["chat", str(text), "--model", str(folder), *WINDOW, "--max-new-tokens", "4"]
+    for history in ([], ["--history"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Wer?\nx \udcff\nWo?\n\nnever\n"))
+        assert main([*start, *history, "--quiet"]) == 0
+        out, err = capsys.readouterr()
+        assert "UTF-8" in err and out.count("\n") >= 2
+    assert asked[:3] == ["Wer?", "x \udcff", "Wo?"]
+    assert asked[3] == "Wer?" and asked[5].startswith("Wer? ") and asked[5].endswith("\nWo?")
 
 
 # Problems -----------------------------------------------------------------------------------------

@@ -1,0 +1,170 @@
+"""Calibration: which heads of a model find passages, and when a text holds no answer.
+
+Made-up facts are put into made-up (or given) texts of about 4,000 tokens. Each text is read once;
+each question is asked on a fork that listens to all heads, each of which ranks the text's pieces.
+The heads with the best mean log2 rank of the piece that holds the answer are kept. Questions whose
+facts are not in the text then teach what it looks like when nothing is found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickllama import checks
+from quickllama.asking import features_of, rank_for
+from quickllama.errors import InvalidType, InvalidValue
+from quickllama.facts import Fact, filler, make_facts, text_with_facts
+from quickllama.generation import Progress
+from quickllama.head_store import FoundRule, RetrievalHeads, save_heads
+from quickllama.progress import showing
+from quickllama.retrieval import Head, Ranking, all_heads
+
+if TYPE_CHECKING:
+    from quickllama.model import Model
+
+__all__ = ["Trial", "best_heads", "calibrate", "collect", "found_rule", "mean_log_ranks"]
+
+HEADS_KEPT = 8
+TEXTS = 10
+CHARACTERS = 16_000  # about 4,000 tokens
+FACTS = 6  # in each text, and as many of other families that are asked for and not there
+MOST_FALSE = 0.1  # of the questions without an answer may be taken to have one
+_SHARES = (0.25, 0.5, 1.0)  # of a text, to learn what its length does to the features
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One question: the ranking by all heads; the pieces that hold the answer (none: not there)."""
+
+    ranking: Ranking
+    answer: tuple[int, ...]
+
+
+def calibrate(
+    model: Model,
+    texts: Sequence[str] | None = None,
+    *,
+    progress: bool | Progress | None = None,
+    seed: int = 0,
+) -> RetrievalHeads:
+    """What :meth:`quickllama.Model.calibrate` does."""
+    trials = list(collect(model, texts, progress=progress, seed=seed))
+    heads = best_heads(trials)
+    source = f"calibrated on {len(trials)} questions, seed {seed}"
+    found = RetrievalHeads(model.fingerprint, heads, source, found_rule(trials, heads))
+    save_heads(found)
+    model.retrieval_heads = found
+    return found
+
+
+def collect(
+    model: Model,
+    texts: Sequence[str] | None = None,
+    *,
+    progress: bool | Progress | None = None,
+    seed: int = 0,
+) -> Iterator[Trial]:
+    """The trials, question after question."""
+    rng = np.random.default_rng(checks.integer("seed", seed, 0, 2**63 - 1))
+    given = [filler(rng, CHARACTERS) for _ in range(TEXTS)] if texts is None else _checked(texts)
+    heads = all_heads(model.n_layers, model.n_heads)
+    with showing(progress, "calibrating", "text") as show:
+        for done, text in enumerate(given):
+            facts = make_facts(rng, 2 * FACTS)
+            made = text_with_facts(rng, text[: 2 * CHARACTERS], facts[:FACTS])
+            document = model.read(made.text)
+            snapshot = document._current()
+            starts = [snapshot.characters(*bound) for bound in snapshot.grid.bounds.tolist()]
+            asked: list[tuple[Fact, tuple[int, ...]]] = [
+                (fact, tuple(i for i, (a, b) in enumerate(starts) if a < place[1] and b > place[0]))
+                for fact, place in zip(made.facts, made.places, strict=True)
+            ]
+            asked += [(fact, ()) for fact in facts[FACTS:]]
+            for fact, pieces in asked:
+                for question in (fact.question, fact.paraphrase):
+                    suffix, span = snapshot.form.suffix(model.tokenizer, question)
+                    ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, heads)
+                    yield Trial(ranking, pieces)
+            if show is not None:
+                show(done + 1, len(given))
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InvalidType("texts is a list of str, each of about 4,000 tokens or more")
+    if not texts or min(len(text) for text in texts) < CHARACTERS // 4:
+        raise InvalidValue(
+            f"calibration needs at least one text, each of at least {CHARACTERS // 4} characters"
+        )
+    return list(texts)
+
+
+def mean_log_ranks(trials: Sequence[Trial]) -> NDArray[np.float64]:
+    """For each head: the mean over answerable questions of log2 of the rank, from 1, of the best
+    piece that holds the answer: float64 [heads]."""
+    rows = []
+    for trial in trials:
+        if trial.answer:
+            scores = trial.ranking.by_head
+            best = scores[:, list(trial.answer)].max(axis=1, keepdims=True)
+            rows.append(np.log2(1 + (scores > best).sum(axis=1)))
+    return np.asarray(np.mean(rows, axis=0))
+
+
+def best_heads(trials: Sequence[Trial], count: int = HEADS_KEPT) -> tuple[Head, ...]:
+    """The ``count`` heads with the best mean log2 rank, best first."""
+    order = np.argsort(mean_log_ranks(trials), kind="stable")[:count]
+    return tuple(trials[0].ranking.heads[index] for index in order)
+
+
+def found_rule(trials: Sequence[Trial], heads: Sequence[Head]) -> FoundRule:
+    """A logistic regression on the features, and the threshold that takes at most 10 % of the
+    questions without an answer for answered ones."""
+    rows: list[tuple[float, ...]] = []
+    labels: list[float] = []
+    for trial in trials:
+        for share in _SHARES:
+            part = _part(trial, heads, share)
+            rows.append(features_of(part))
+            labels.append(float(bool(trial.answer)))
+    return fit_rule(np.array(rows), np.array(labels))
+
+
+def _part(trial: Trial, heads: Sequence[Head], share: float) -> Ranking:
+    """The ranking by ``heads`` alone of a part of the text, with the answer if there is one."""
+    ranking = trial.ranking
+    chosen = [ranking.heads.index(head) for head in heads]
+    n = ranking.by_head.shape[1]
+    size = max(int(n * share), 1)
+    middle = trial.answer[0] if trial.answer else n // 2
+    start = min(max(middle - size // 2, 0), n - size)
+    scores = ranking.by_head[chosen, start : start + size]
+    spread = np.maximum(scores.std(axis=1, keepdims=True), 1e-9)
+    own = (scores - scores.mean(axis=1, keepdims=True)) / spread
+    return Ranking(ranking.grid, own.mean(axis=0), own, tuple(heads))
+
+
+def fit_rule(features: NDArray[np.float64], labels: NDArray[np.float64]) -> FoundRule:
+    """Newton's method with a little ridge. ``features`` [n, k], ``labels`` [n], 1: answerable."""
+    design = np.column_stack([features, np.ones(len(features))])
+    ridge = np.full(design.shape[1], 1e-2)
+    ridge[-1] = 1e-6
+    weights = np.zeros(design.shape[1])
+    for _ in range(50):
+        chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (chance - labels) + ridge * weights
+        curve = (design.T * (chance * (1 - chance) + 1e-9)) @ design + np.diag(ridge)
+        step = np.linalg.solve(curve, gradient)
+        weights = weights - step
+        if np.abs(step).max() < 1e-9:
+            break
+    chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+    absent = chance[labels == 0]
+    threshold = float(np.quantile(absent, 1 - MOST_FALSE)) if len(absent) else 0.0
+    rounded = [round(float(weight), 4) for weight in weights]
+    return FoundRule(tuple(rounded[:-1]), rounded[-1], round(threshold, 4))

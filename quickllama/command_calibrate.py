@@ -1,0 +1,34 @@
+"""``quickllama calibrate``: find a model's retrieval heads and keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quickllama.head_store import cache_folder
+from quickllama.model import Model
+from quickllama.terminal import print_json
+from quickllama.textfile import read_text
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    name: str,
+    files: Sequence[str],
+    *,
+    seed: int,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Calibrate the model ``name``, on the texts in ``files`` if there are any; returns the exit
+    code."""
+    texts = [read_text(file) for file in files] or None
+    model = Model.from_pretrained(name, n_threads=threads)
+    found = model.calibrate(texts, progress=not quiet, seed=seed)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        heads = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
+        print(f"retrieval heads (layer.head): {heads}\nkept in {cache_folder()}")
+    return 0

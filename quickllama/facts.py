@@ -1,0 +1,236 @@
+"""Made-up facts in made-up text, for calibration: everything comes from a seed.
+
+Each fact has a question in its own words and one in others. Names are made of syllables, so that no
+model knows them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+__all__ = ["Fact", "TextWithFacts", "filler", "make_facts", "text_with_facts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """A sentence, a question in its words, one in other words, and the answer."""
+
+    sentence: str
+    question: str
+    paraphrase: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TextWithFacts:
+    """A text; ``places``: characters [start, end) of each fact's sentence in it."""
+
+    text: str
+    facts: tuple[Fact, ...]
+    places: tuple[tuple[int, int], ...]
+
+
+# Sentence, question, paraphrase, answer; {p} a person, {t} a town, {n} a number, {y} a year.
+_FAMILIES = """
+The {o} of {p} was hidden {w}.
+Where was the {o} of {p} hidden?
+In which spot did someone conceal a stolen belonging?
+{w}
+
+{p} opened a bakery in {t} in the year {y}.
+In which year did {p} open a bakery in {t}?
+Since when has someone been selling fresh bread and rolls?
+{y}
+
+The password of the {r} is {t}{n}.
+What is the password of the {r}?
+Which secret word must one type to be let in?
+{t}{n}
+
+{p} paid {n} crowns for the {o}.
+How many crowns did {p} pay for the {o}?
+What was the price of that expensive purchase?
+{n}
+
+The ferry to {t} leaves from pier {n}.
+From which pier does the ferry to {t} leave?
+Where does one board the boat?
+{n}
+
+{p} plays the {i} in the orchestra of {t}.
+What does {p} play in the orchestra of {t}?
+On which instrument does the musician perform?
+{i}
+
+The favourite colour of {p} is {c}.
+What is the favourite colour of {p}?
+Which hue does that person like best?
+{c}
+
+The bridge over the {t} was designed by {p}.
+Who designed the bridge over the {t}?
+Which architect drew the plans for crossing the river?
+{p}
+
+{p} keeps {n} {a} on a farm near {t}.
+What does {p} keep on a farm near {t}?
+Which animals are raised in the countryside?
+{a}
+
+The club of {t} meets every {d}.
+When does the club of {t} meet?
+On what day of the week do the members gather?
+{d}
+
+The fever of {t} was cured with {m}.
+With what was the fever of {t} cured?
+Which remedy helped the sick people to recover from their illness?
+{m}
+
+The last letter of {p} was sent to {t}.
+To which town was the last letter of {p} sent?
+Where did the final message go by post?
+{t}
+"""
+_SLOTS = {
+    "o": "silver sword|diary|golden ring|map|violin|crown|telescope|painting|lantern|chess set",
+    "w": "under the old lighthouse|behind the organ of the church|in a hollow oak|below the stairs"
+    "|in the well of the inn|inside a bronze bell|in the attic of the mill|beneath a blue stone",
+    "r": "server room|north gate|wine cellar|archive|observatory|greenhouse|boat house|vault",
+    "i": "cello|trumpet|harp|oboe|bassoon|viola|clarinet|tuba",
+    "c": "turquoise|crimson|olive green|violet|amber|navy blue|silver grey|pink",
+    "a": "goats|alpacas|ostriches|donkeys|geese|beehives|ponies|turkeys",
+    "d": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
+    "m": "willow bark|goat milk|garlic|sea salt|honey|nettle tea|red wine|sulphur",
+}
+_SYLLABLES = "bar|del|fen|gor|hal|jin|kel|lom|mar|nor|pel|quin|ros|sol|tam|ul|ver|wil|yor|zan"
+_FIRST = "Anna|Boris|Clara|David|Edith|Felix|Greta|Henry|Irma|Jonas|Karin|Leo|Mina|Nils|Olga|Paul"
+
+_TOPICS = (
+    ("harbour", "ship|sailor|crane|net|wave|gull|anchor|deck", "load|repair|watch|paint|leave"),
+    ("garden", "rose|path|hedge|gardener|apple tree|pond|bench|spade", "water|cut|plant|admire"),
+    ("school", "teacher|pupil|lesson|book|blackboard|exam|class|chalk", "explain|repeat|learn"),
+    ("market", "merchant|basket|price|stall|customer|fish|cloth|scale", "sell|weigh|carry|offer"),
+    ("kitchen", "cook|pot|soup|stove|knife|bread|spice|plate", "stir|taste|prepare|serve|burn"),
+    ("mountain", "climber|rope|snow|valley|ridge|hut|guide|storm", "cross|reach|fear|measure"),
+    ("library", "reader|shelf|page|catalogue|novel|lamp|librarian|chair", "borrow|read|copy|sort"),
+    (
+        "railway",
+        "train|station|track|signal|conductor|passenger|bridge|tunnel",
+        "stop|inspect|miss",
+    ),
+    ("theatre", "actor|stage|curtain|costume|play|critic|audience|song", "rehearse|praise|forget"),
+    ("workshop", "hammer|carpenter|table|engine|bolt|plank|apprentice|tool", "build|mend|sharpen"),
+    ("hospital", "nurse|doctor|patient|bed|ward|visitor|window|report", "visit|comfort|examine"),
+    ("court", "judge|lawyer|witness|law|letter|contract|verdict|clerk", "argue|sign|question|deny"),
+)
+_ADJECTIVES = "old|quiet|narrow|bright|heavy|small|new|broken|famous|strange|careful|wooden|cold"
+_SENTENCES = """
+The {adj} {noun} of the {topic} was seldom seen before noon, although everyone had heard of it.
+Nobody could {verb} the {noun} without the help of a {adj} {noun2}.
+In the {topic} one would often {verb} a {noun} and then talk about the {noun2} for hours.
+{p} said that the {noun} in the {topic} needed more attention than the {noun2}.
+There were {n} visitors that week, and most of them came to see the {adj} {noun}.
+When the rain began, the {noun} was brought inside and the {noun2} was left where it stood.
+A {adj} {noun} is worth more than a {adj2} {noun2}, as people in {t} used to say.
+It took several days to {verb} the {noun}, because the {noun2} was missing.
+The rules of the {topic} did not allow anyone to {verb} a {noun} after dark.
+Some believed that the {noun} came from {t}, but there was no proof of that.
+Later, the {adj} {noun} and the {adj2} {noun2} were described in a long report.
+"If you {verb} the {noun}," {p} explained, "the {noun2} will have to wait."
+Most of the work in the {topic} was done by people who knew how to {verb} a {noun}.
+By the end of the year {y}, the {topic} had changed and the {noun} was almost forgotten.
+The difference between a {noun} and a {noun2} is larger than it seems at first.
+For a long time the {noun2} stood beside the {noun}, and nobody asked why.
+"""
+
+
+class _Maker:
+    """Words from a seed."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def one(self, words: str | list[str]) -> str:
+        """One of several words."""
+        listed = words.split("|") if isinstance(words, str) else words
+        return listed[int(self._rng.integers(len(listed)))]
+
+    def name(self, parts: int = 2) -> str:
+        """A name that nobody has."""
+        return "".join(self.one(_SYLLABLES) for _ in range(parts)).capitalize()
+
+    def person(self) -> str:
+        """First and last name."""
+        return f"{self.one(_FIRST)} {self.name()}"
+
+    def fact(self, family: str) -> Fact:
+        """A fact of one of the families."""
+        slots = {key: self.one(words) for key, words in _SLOTS.items()}
+        slots |= {"p": self.person(), "t": self.name(3)}
+        slots |= {"n": str(self._rng.integers(12, 99)), "y": str(self._rng.integers(1700, 1990))}
+        return Fact(*(part.format(**slots) for part in family.split("\n")))
+
+    def sentence(self, topic: tuple[str, str, str]) -> str:
+        """A sentence about a topic."""
+        name, nouns, verbs = topic
+        first, second = self._rng.permutation(nouns.split("|"))[:2]
+        return self.one(_SENTENCES.strip().split("\n")).format(
+            adj=self.one(_ADJECTIVES),
+            adj2=self.one(_ADJECTIVES),
+            noun=first,
+            noun2=second,
+            topic=name,
+            verb=self.one(verbs),
+            p=self.person(),
+            t=self.name(3),
+            n=self._rng.integers(12, 99),
+            y=self._rng.integers(1700, 1990),
+        )
+
+
+def make_facts(rng: np.random.Generator, count: int) -> list[Fact]:
+    """``count`` facts, of as many different families as there are."""
+    families = _FAMILIES.strip().split("\n\n")
+    maker = _Maker(rng)
+    order = [
+        families[index]
+        for _ in range(-(-count // len(families)))
+        for index in rng.permutation(len(families))
+    ]
+    return [maker.fact(family) for family in order[:count]]
+
+
+def filler(rng: np.random.Generator, characters: int) -> str:
+    """About so many characters of text without any of the facts, in paragraphs."""
+    maker = _Maker(rng)
+    paragraphs: list[str] = []
+    size = 0
+    while size < characters:
+        topic = _TOPICS[int(rng.integers(len(_TOPICS)))]
+        sentences = [maker.sentence(topic) for _ in range(int(rng.integers(4, 9)))]
+        paragraphs.append(" ".join(sentences))
+        size += len(paragraphs[-1]) + 2
+    return "\n\n".join(paragraphs)
+
+
+def text_with_facts(rng: np.random.Generator, text: str, facts: list[Fact]) -> TextWithFacts:
+    """``text`` with the sentences of ``facts`` between its own, one in each equal part of it."""
+    part = len(text) // max(len(facts), 1)
+    pieces: list[str] = []
+    places: list[tuple[int, int]] = []
+    done = length = 0
+    for index, fact in enumerate(facts):
+        wanted = index * part + int(rng.integers(max(part // 2, 1)))
+        found = text.find(". ", max(wanted, done))
+        place = len(text) if found < 0 else found + 2
+        before = text[done:place]
+        pieces += [before, fact.sentence, " "]
+        length += len(before)
+        places.append((length, length + len(fact.sentence)))
+        length += len(fact.sentence) + 1
+        done = place
+    pieces.append(text[done:])
+    return TextWithFacts("".join(pieces), tuple(facts), tuple(places))

@@ -1,0 +1,44 @@
+"""What the commands write to the terminal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+
+__all__ = ["print_json", "tolerate_any_character", "wrapped", "write_safely"]
+
+_MARGIN = "    "
+_WIDEST = 100  # columns; longer lines are hard to read
+
+
+def write_safely(text: str) -> None:
+    """Show a piece of text at once, without signs that would steer the terminal."""
+    sys.stdout.write("".join(sign for sign in text if sign.isprintable() or sign in "\n\t"))
+    sys.stdout.flush()
+
+
+def tolerate_any_character() -> None:
+    """A terminal that cannot show a character shows another one instead."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def wrapped(text: str) -> str:
+    """A passage in lines that fit the terminal, set in from the left."""
+    return textwrap.fill(
+        " ".join(text.split()),
+        width=min(shutil.get_terminal_size().columns, _WIDEST),
+        initial_indent=_MARGIN,
+        subsequent_indent=_MARGIN,
+        break_on_hyphens=False,
+    )
+
+
+def print_json(value: object) -> None:
+    """One JSON object; characters that standard output cannot show are escaped, so that nothing
+    gets lost."""
+    escaped = sys.stdout.encoding.lower().replace("-", "") != "utf8"
+    print(json.dumps(value, ensure_ascii=escaped, indent=2))

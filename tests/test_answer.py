@@ -1,0 +1,84 @@
+"""Answers and passages: whole sentences, merged neighbours, JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import quickllama as ql
+from quickllama.answer import NOT_FOUND, merge, widen
+
+TEXT = 'One is here. Two, "said so." Three ends\nlate! Four is last'
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("wo, ", 'Two, "said so."'),
+        ("is here. T", 'One is here. Two, "said so."'),
+        ("is here. ", "One is here."),
+        (" Three e", "Three ends\nlate!"),
+        ("is last", "Four is last"),
+        (TEXT, TEXT),
+    ],
+)
+def test_passages_grow_to_whole_sentences(part: str, expected: str) -> None:
+    start = TEXT.index(part)
+    first, last = widen(TEXT, start, start + len(part))
+    assert TEXT[first:last] == expected
+
+
+def test_paragraphs_and_other_scripts_end_sentences_too() -> None:
+    assert "title\n\nbody here\n\nnext"[slice(*widen("title\n\nbody here\n\nnext", 9, 11))] == (
+        "body here"
+    )
+    chinese = "第一句。第二句在这里。第三句。"
+    assert chinese[slice(*widen(chinese, 6, 8))] == "第二句在这里。"
+
+
+@given(
+    st.text(st.sampled_from("ab. \n!?”。é😀"), min_size=1, max_size=900),
+    st.integers(0, 900),
+    st.integers(1, 300),
+)
+def test_passages_hold_the_block_and_no_half_words(text: str, start: int, length: int) -> None:
+    start = min(start, len(text) - 1)
+    end = min(start + length, len(text))
+    first, last = widen(text, start, end)
+    assert 0 <= first <= last <= len(text)
+    part = text[start:end].strip()
+    if part:
+        assert first <= text.index(part, start) and last >= start + len(text[start:end].rstrip())
+    stops = ".!?”。"
+    if part and first > 0:
+        assert text[first - 1].isspace() or text[first - 1] in stops
+    if part and last < len(text):
+        assert text[last].isspace() or text[last - 1] in stops
+
+
+def test_a_text_without_sentences_is_cut_between_words() -> None:
+    text = "word " * 400
+    first, last = widen(text, 1001, 1003)
+    assert text[first - 1] == " " and text[last] == " "
+    assert 300 <= last - first <= 612
+    long = "x" * 2000
+    assert widen(long, 900, 1000) == (0, 2000)
+
+
+def test_neighbours_are_merged() -> None:
+    assert merge([(5, 9), (0, 3), (4, 5), (20, 22)]) == [(0, 9), (20, 22)]
+    assert merge([(0, 3), (4, 5)], gap=0) == [(0, 3), (4, 5)]
+    assert merge([(0, 9), (2, 3)]) == [(0, 9)]
+    assert merge([]) == []
+
+
+def test_an_answer_is_plain_json() -> None:
+    passage = ql.Passage(3, 7, "text", 1.5, (2, 4))
+    answer = ql.Answer("q", "a", [1, 2], 0.5, 0.25, ("note",), 0.75, [passage])
+    assert json.loads(json.dumps(answer.to_dict())) == answer.to_dict()
+    assert answer.to_dict()["evidence"][0]["layers"] == [2, 4]
+    assert str(answer) == "a" and answer.found
+    assert not ql.Answer("q", NOT_FOUND, [], 0.5, 0.5, (), 0.1, []).found
