@@ -183,5 +183,9 @@ BLAS = choose_blas()
 setup(
     ext_modules=[core()],
     cmdclass={"build_ext": BuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
+    options={
+        # Setuptools would take what an earlier build with other variables or flags left behind.
+        "build_ext": {"force": True},
+        "bdist_wheel": {"py_limited_api": "cp311"} if ABI3 else {},
+    },
 )
