@@ -45,7 +45,7 @@ class Answer:
     * ``seconds`` from the question to the last token, ``first_token_seconds`` to the first one.
     * ``evidence``: passages, best first. ``confidence``: how likely it is that the document holds
       the answer, 0 to 1, from how far the best passage stands out; None if nothing was calibrated
-      to tell. ``notes``: what a reader of the answer should know.
+      to tell, or the text is too short. ``notes``: what a reader of the answer should know.
     """
 
     question: str

@@ -31,6 +31,9 @@ __all__ = ["USES", "Asking", "Snapshot", "answer_question", "features_of", "rank
 USES = {"reread": (4, 0), "reposition": (8, 1), "memory": (16, 0)}
 """Ways to use a ranking: default blocks and neighbours of each."""
 
+FEWEST_PIECES = 16
+"""In a shorter text nothing can stand out far enough to tell whether it holds an answer."""
+
 _OPTIONS = ("stream", "retrieval", "use", "passages", "neighbours", "always_answer")
 
 
@@ -200,7 +203,9 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     session = snapshot.fork_whole()
     ranking = rank_for(session, snapshot, suffix, span, heads)
     evidence = evidence_of(snapshot, ranking, asking)
-    confidence = None if rule is None else rule.confidence(features_of(ranking))
+    confidence = None
+    if rule is not None and len(ranking.scores) >= FEWEST_PIECES:
+        confidence = rule.confidence(features_of(ranking))
     if rule is not None and confidence is not None and confidence < rule.threshold:
         notes.append(
             f"no passage stands out (confidence {confidence:.2f}, {rule.threshold:.2f} needed)"

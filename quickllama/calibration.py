@@ -78,7 +78,7 @@ def collect(
             facts = make_facts(rng, 2 * FACTS)
             made = text_with_facts(rng, text[: 2 * CHARACTERS], facts[:FACTS])
             document = model.read(made.text)
-            snapshot = document._current()
+            snapshot = document.snapshot()
             starts = [snapshot.characters(*bound) for bound in snapshot.grid.bounds.tolist()]
             asked: list[tuple[Fact, tuple[int, ...]]] = [
                 (fact, tuple(i for i, (a, b) in enumerate(starts) if a < place[1] and b > place[0]))

@@ -158,12 +158,13 @@ class Document:
             stream=stream,
             options=dict(options),
         )
-        return answer_question(self.model, self._current(), asking)
+        return answer_question(self.model, self.snapshot(), asking)
 
     # What asking starts from ----------------------------------------------------------------------
 
-    def _current(self) -> Snapshot:
-        """The document as it stands, with a fork of its timeline."""
+    def snapshot(self) -> Snapshot:
+        """The document as it stands now, with a fork of its timeline. Raises InvalidValue if it is
+        empty."""
         with self._lock:
             if self._snapshot is None:
                 ids, spans = self._text.tail()

@@ -36,7 +36,7 @@ class TextWithFacts:
 _FAMILIES = """
 The {o} of {p} was hidden {w}.
 Where was the {o} of {p} hidden?
-In which spot did someone conceal a stolen belonging?
+In which spot did someone conceal what {p} had lost?
 {w}
 
 {p} opened a bakery in {t} in the year {y}.
@@ -51,12 +51,12 @@ Which secret word must one type to be let in?
 
 {p} paid {n} crowns for the {o}.
 How many crowns did {p} pay for the {o}?
-What was the price of that expensive purchase?
+What was the price of the {o}?
 {n}
 
 The ferry to {t} leaves from pier {n}.
 From which pier does the ferry to {t} leave?
-Where does one board the boat?
+At which quay does one board the boat to {t}?
 {n}
 
 {p} plays the {i} in the orchestra of {t}.
@@ -66,7 +66,7 @@ On which instrument does the musician perform?
 
 The favourite colour of {p} is {c}.
 What is the favourite colour of {p}?
-Which hue does that person like best?
+Which hue does {p} like best?
 {c}
 
 The bridge over the {t} was designed by {p}.
@@ -81,7 +81,7 @@ Which animals are raised in the countryside?
 
 The club of {t} meets every {d}.
 When does the club of {t} meet?
-On what day of the week do the members gather?
+On what day of the week do the members in {t} gather?
 {d}
 
 The fever of {t} was cured with {m}.
@@ -91,7 +91,7 @@ Which remedy helped the sick people to recover from their illness?
 
 The last letter of {p} was sent to {t}.
 To which town was the last letter of {p} sent?
-Where did the final message go by post?
+Where did the final message that {p} wrote go?
 {t}
 """
 _SLOTS = {

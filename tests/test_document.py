@@ -43,7 +43,7 @@ def same(first: ql.Answer, second: ql.Answer) -> bool:
 
 def state(document: ql.Document) -> list[Any]:
     """Every number that an answer can depend on, read out of a fork that has read everything."""
-    snapshot = document._current()
+    snapshot = document.snapshot()
     session = snapshot.fork_whole()
     heads = [(layer, head) for layer in range(2) for head in range(4)]
     queries = session.listen([1, 2, 3], heads)
@@ -119,7 +119,7 @@ def test_ids_and_text_mix(model: ql.Model) -> None:
     assert document.text == "drei 😀 Wörter "
     document.append("und mehr")
     assert document.text == "drei 😀 Wörter und mehr"
-    assert document._current().offsets[-1].tolist() == [21, 22]
+    assert document.snapshot().offsets[-1].tolist() == [21, 22]
 
 
 def test_what_cannot_be_read(model: ql.Model) -> None:

@@ -1,0 +1,133 @@
+"""Calibration: made-up texts, the choice of heads, the rule for "not found", on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_folder import write_folder
+
+import quickllama as ql
+from quickllama import calibration
+from quickllama.asking import features_of
+from quickllama.calibration import Trial, best_heads, fit_rule, found_rule, mean_log_ranks
+from quickllama.cli import main
+from quickllama.facts import filler, make_facts, text_with_facts
+from quickllama.retrieval import Grid, Ranking
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ql.Model:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration, "TEXTS", 2)
+    monkeypatch.setattr(calibration, "CHARACTERS", 1200)
+    write_folder(tmp_path / "tiny")
+    return ql.Model.from_pretrained(tmp_path / "tiny", n_threads=1)
+
+
+def test_facts_lie_where_they_are_said_to_lie() -> None:
+    rng = np.random.default_rng(3)
+    text = filler(rng, 4000)
+    assert 4000 <= len(text) < 6000
+    facts = make_facts(rng, 12)
+    assert len({fact.question for fact in facts}) == 12
+    made = text_with_facts(rng, text, facts)
+    assert len(made.text) == len(text) + sum(len(fact.sentence) + 1 for fact in facts)
+    for fact, (start, end) in zip(made.facts, made.places, strict=True):
+        assert made.text[start:end] == fact.sentence
+        assert fact.answer in fact.sentence and fact.answer not in fact.question
+        assert "{" not in fact.sentence + fact.question + fact.paraphrase
+    starts = [start for start, _ in made.places]
+    assert starts == sorted(starts) and starts[-1] > len(text) / 2
+    same = text_with_facts(np.random.default_rng(3), text, facts)
+    assert same.facts == made.facts
+    assert filler(np.random.default_rng(3), 4000) == text != filler(np.random.default_rng(4), 4000)
+
+
+def ranking(by_head: np.ndarray) -> Ranking:
+    """A ranking of made-up z-scores [heads, n]."""
+    heads = tuple((0, head) for head in range(len(by_head)))
+    return Ranking(Grid(0, 8 * by_head.shape[1], 0, 8), by_head.mean(0), by_head, heads)
+
+
+def test_the_best_heads_are_those_that_rank_the_answer_first() -> None:
+    rng = np.random.default_rng(5)
+    trials = []
+    for answer in (3, 17, 30):
+        scores = rng.standard_normal((6, 40))
+        scores[4, answer] = 9  # first
+        scores[2, answer] = np.sort(scores[2])[-2] + 1e-6  # second
+        trials.append(Trial(ranking(scores), (answer, answer + 1)))
+    trials.append(Trial(ranking(rng.standard_normal((6, 40))), ()))
+    ranks = mean_log_ranks(trials)
+    assert ranks[4] == 0 and 0 < ranks[2] <= 1
+    assert best_heads(trials, 2) == ((0, 4), (0, 2))
+
+
+def test_the_features_tell_what_stands_out() -> None:
+    scores = np.zeros((4, 50))
+    scores[:3, 20] = 6
+    scores[3, 40] = 2
+    best, gap, agreement, size = features_of(ranking(scores))
+    assert (best, gap, agreement) == (4.5, 4.0, 0.75) and size == pytest.approx(np.log(50))
+    assert features_of(ranking(np.zeros((2, 1)))) == (0, 0, 1, 0)
+
+
+def test_the_rule_parts_what_was_found_from_what_was_not() -> None:
+    rng = np.random.default_rng(6)
+    trials = []
+    for number in range(120):
+        scores = rng.standard_normal((5, 64))
+        answer = (int(rng.integers(64)),) if number % 2 else ()
+        if answer:
+            scores[:, answer[0]] += 4
+        trials.append(Trial(ranking(scores), answer))
+    heads = trials[0].ranking.heads
+    rule = found_rule(trials, heads)
+    confident = [rule.confidence(features_of(trial.ranking)) for trial in trials]
+    found = [confidence >= rule.threshold for confidence in confident]
+    assert np.mean(found[1::2]) > 0.95 and np.mean(found[::2]) < 0.15
+    nothing = fit_rule(rng.standard_normal((100, 2)), np.arange(100) % 2)
+    assert abs(nothing.weights[0]) < 1
+
+
+def test_calibrating_keeps_heads_for_the_next_time(model: ql.Model, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    heads = model.calibrate(progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    assert len(heads.heads) == 8 and heads.found is not None
+    assert model.retrieval_heads is heads
+    again = ql.Model.from_pretrained(tmp_path / "tiny", dtype="float32")
+    assert again.retrieval_heads == heads
+    answer = model.read("Some words. " * 140).ask("Which?", max_new_tokens=2, always_answer=True)
+    assert answer.confidence is not None
+    own = model.calibrate(["Words of my own, again and again. " * 40], seed=1)
+    assert own != heads and "seed 1" in own.source
+
+
+def test_what_cannot_be_calibrated_on(model: ql.Model) -> None:
+    with pytest.raises(ql.InvalidType, match="list of str"):
+        model.calibrate("one text")
+    for wrong in ([], ["short"]):
+        with pytest.raises(ql.InvalidValue, match="characters"):
+            model.calibrate(wrong)
+    with pytest.raises(ql.InvalidType, match="seed"):
+        model.calibrate(seed="x")
+
+
+def test_the_command(model: ql.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Words of my own, again and again. " * 40)
+    start = ["calibrate", str(tmp_path / "tiny"), "--text", str(text), "--quiet"]
+    assert main(start) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("retrieval heads (layer.head): ") and str(tmp_path / "cache") in out
+    assert err == ""
+    assert main([*start, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (
+        ql.RetrievalHeads.from_dict(report)
+        == ql.Model.from_pretrained(tmp_path / "tiny").retrieval_heads
+    )
