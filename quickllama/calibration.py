@@ -1,6 +1,6 @@
 """Calibration: which heads of a model find passages, and when a text holds no answer.
 
-Made-up facts are put into made-up (or given) texts of about 4,000 tokens. Each text is read once;
+Made-up facts are put into ordinary (or given) texts of about 4,000 tokens. Each text is read once;
 each question is asked on a fork that listens to all heads, each of which ranks the text's pieces.
 The heads with the best mean log2 rank of the piece that holds the answer are kept. Questions whose
 facts are not in the text then teach what it looks like when nothing is found.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.asking import features_of, rank_for
 from quickllama.errors import InvalidType, InvalidValue
-from quickllama.facts import Fact, filler, make_facts, text_with_facts
+from quickllama.facts import Fact, make_facts, ordinary_texts, text_with_facts
 from quickllama.generation import Progress
 from quickllama.head_store import FoundRule, RetrievalHeads, save_heads
 from quickllama.progress import showing
@@ -71,7 +71,7 @@ def collect(
 ) -> Iterator[Trial]:
     """The trials, question after question."""
     rng = np.random.default_rng(checks.integer("seed", seed, 0, 2**63 - 1))
-    given = [filler(rng, CHARACTERS) for _ in range(TEXTS)] if texts is None else _checked(texts)
+    given = ordinary_texts(rng, TEXTS, CHARACTERS) if texts is None else _checked(texts)
     heads = all_heads(model.n_layers, model.n_heads)
     with showing(progress, "calibrating", "text") as show:
         for done, text in enumerate(given):

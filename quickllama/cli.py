@@ -235,7 +235,7 @@ def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a text in place of made-up ones",
+        help="a text of yours to put facts into",
     )
     calibrate.add_argument("--seed", type=_count(0), default=0, metavar="N", help="default: 0")
     calibrate.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N")

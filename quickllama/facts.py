@@ -1,4 +1,4 @@
-"""Made-up facts in made-up text, for calibration: everything comes from a seed.
+"""Made-up facts in ordinary or made-up text, for calibration; what is made up comes from a seed.
 
 Each fact has a question in its own words and one in others. Names are made of syllables, so that no
 model knows them.
@@ -7,10 +7,11 @@ model knows them.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import numpy as np
 
-__all__ = ["Fact", "TextWithFacts", "filler", "make_facts", "text_with_facts"]
+__all__ = ["Fact", "TextWithFacts", "filler", "make_facts", "ordinary_texts", "text_with_facts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +215,23 @@ def filler(rng: np.random.Generator, characters: int) -> str:
         paragraphs.append(" ".join(sentences))
         size += len(paragraphs[-1]) + 2
     return "\n\n".join(paragraphs)
+
+
+def ordinary_texts(rng: np.random.Generator, count: int, characters: int) -> list[str]:
+    """``count`` texts of about so many characters: from the documentation that every Python brings
+    along (module ``pydoc_data``), or made up where it is missing.
+
+    Text that people wrote has far more that looks like an answer than made-up text.
+    """
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        topics = {}
+    whole = "\n\n".join(topics[name] for name in sorted(topics)).replace("`", "")
+    step = len(whole) // count
+    if step < characters:
+        return [filler(rng, characters) for _ in range(count)]
+    return [whole[place * step : place * step + characters] for place in range(count)]
 
 
 def text_with_facts(rng: np.random.Generator, text: str, facts: list[Fact]) -> TextWithFacts:

@@ -303,8 +303,8 @@ class Model(_core.Model):
         best are kept, and what it looks like when a text holds no answer is learned. A minute or
         two for SmolLM2 on two cores.
 
-        * ``texts``: None: made-up ones; else texts of about 4,000 tokens each (at most twice that
-          much of each is used).
+        * ``texts``: None: parts of Python's own documentation; else texts of about 4,000 tokens
+          each (at most twice that much of each is used).
         * ``progress``: True: a bar on standard error; or called with (texts done, texts).
 
         Raises InvalidType or InvalidValue, and FileProblem if the result cannot be kept.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from quickllama import calibration
 from quickllama.asking import features_of
 from quickllama.calibration import Trial, best_heads, fit_rule, found_rule, mean_log_ranks
 from quickllama.cli import main
-from quickllama.facts import filler, make_facts, text_with_facts
+from quickllama.facts import filler, make_facts, ordinary_texts, text_with_facts
 from quickllama.retrieval import Grid, Ranking
 
 
@@ -44,6 +45,15 @@ def test_facts_lie_where_they_are_said_to_lie() -> None:
     same = text_with_facts(np.random.default_rng(3), text, facts)
     assert same.facts == made.facts
     assert filler(np.random.default_rng(3), 4000) == text != filler(np.random.default_rng(4), 4000)
+
+
+def test_ordinary_texts_are_different_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    texts = ordinary_texts(rng, 10, 3000)
+    assert len(set(texts)) == 10 and all(3000 <= len(text) < 5000 for text in texts)
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)  # cannot be imported
+    made_up = ordinary_texts(rng, 2, 3000)
+    assert made_up[0] != made_up[1] and made_up[0] not in texts
 
 
 def ranking(by_head: np.ndarray) -> Ranking:
