@@ -25,6 +25,12 @@ def token_ids(
     InvalidValue if there are none, if there is more than one sequence, or if an id is not below
     ``vocab_size``.
     """
+    if isinstance(value, str):
+        raise InvalidType(f"{name} must be token ids, not a str; encode it: tokenizer.encode(text)")
+    if isinstance(value, Mapping):
+        raise InvalidType(
+            f"{name} must be token ids, not a {type(value).__name__}; pass its ['input_ids']"
+        )
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):

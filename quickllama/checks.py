@@ -25,9 +25,13 @@ def integer(name: str, value: object, low: int, high: int = LARGEST) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise InvalidType(f"{name} must be a whole number, not {value!r}")
-    result = operator.index(value)
+    try:
+        result = operator.index(value)
+    except TypeError:  # an array of several numbers
+        raise InvalidType(f"{name} must be a whole number, not {value!r}") from None
     if not low <= result <= high:
-        bounds = f"at least {low}" if high == LARGEST else f"between {low} and {high}"
+        low_only = high == LARGEST and result < low
+        bounds = f"at least {low}" if low_only else f"between {low} and {high}"
         raise InvalidValue(f"{name} must be {bounds}, not {result}")
     return result
 
@@ -48,7 +52,7 @@ def number(
         raise InvalidType(f"{name} must be a number, not {value!r}")
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidType(f"{name} must be a number, not {value!r}") from None
     if not (math.isfinite(result) and low <= result <= high and result > above):
         bounds = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from quickllama import checkpoint
 from quickllama.config import KV_DTYPE, MemoryConfig, ModelConfig
-from quickllama.errors import FileProblem, MissingKey
+from quickllama.errors import Error
 from quickllama.hub import locate
 
 __all__ = ["info"]
@@ -53,7 +53,7 @@ def _has_chat_template(opened: checkpoint.Checkpoint) -> bool | None:
     """None if there is no tokenizer."""
     try:
         return opened.tokenizer().has_chat_template
-    except (FileProblem, MissingKey):
+    except Error:
         return None
 
 

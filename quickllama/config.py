@@ -7,7 +7,7 @@ ModelConfig.from_hf(json.load(open("config.json")))
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from quickllama import checks
@@ -263,7 +263,7 @@ class GenerationConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    eos_token_id: int | Sequence[int] | None = None
+    eos_token_id: int | Iterable[int] | None = None
     stop_strings: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -276,7 +276,7 @@ class GenerationConfig:
         put(self, "top_k", checks.integer("top_k", self.top_k, 0))
         put(self, "top_p", checks.number("top_p", self.top_p, above=0, high=1))
         put(self, "min_p", checks.number("min_p", self.min_p, low=0, high=1))
-        penalty = checks.number("repetition_penalty", self.repetition_penalty, above=0)
+        penalty = checks.number("repetition_penalty", self.repetition_penalty, low=0.01, high=100)
         put(self, "repetition_penalty", penalty)
         if self.seed is not None:
             put(self, "seed", checks.integer("seed", self.seed, 0, 2**63 - 1))
@@ -287,13 +287,16 @@ class GenerationConfig:
         value = self.eos_token_id
         if value is None:
             return None
-        values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+        values: Any = value if several else [value]
         return tuple(checks.integer("eos_token_id", item, 0) for item in values)
 
     def _stops(self) -> tuple[str, ...]:
         value = self.stop_strings
         if value is None:
             return ()
+        if isinstance(value, bytes) or not isinstance(value, Iterable):
+            raise InvalidType(f"stop_strings must be a string or strings, not {value!r}")
         values = [value] if isinstance(value, str) else list(value)
         for item in values:
             if not isinstance(item, str):
@@ -314,5 +317,5 @@ class GenerationOptions(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int | None
-    eos_token_id: int | Sequence[int] | None
+    eos_token_id: int | Iterable[int] | None
     stop_strings: str | Sequence[str] | None

@@ -242,13 +242,21 @@ def generate(
         query_span = check_span(query_span, len(ids), memory)
     if memory.mode != "qllm":
         query_span = None  # the other modes know no question
+    for method in ("put", "end"):
+        if streamer is not None and not callable(getattr(streamer, method, None)):
+            raise InvalidType(
+                "streamer must have put(ids) and end(), like transformers' TextStreamer; "
+                f"{type(streamer).__name__} has no {method}"
+            )
+    if progress is not None and not callable(progress):
+        raise InvalidType(f"progress must be a function of two numbers, not {progress!r}")
     tokenizer = model.tokenizer if options.stop_strings else None
     eos = model.eos_token_ids if options.eos_token_id is None else options.eos_token_id
     plan = ReadingPlan.of(len(ids), memory, query_span)
     new: list[int] = []
     try:
         if streamer is not None:
-            streamer.put(ids[np.newaxis])
+            streamer.put(ids[np.newaxis].copy())
         if options.max_new_tokens:
             session = model.session(memory, query_span=plan.opening_span, kv_dtype=kv_dtype)
             tokens = iter_tokens(
@@ -256,7 +264,7 @@ def generate(
                 read(session, ids, plan, progress),
                 options,
                 prompt=ids,
-                eos_token_ids=(eos,) if isinstance(eos, int) else eos,
+                eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
                 tokenizer=tokenizer,
             )
             for token in tokens:

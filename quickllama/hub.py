@@ -33,9 +33,12 @@ def locate(path_or_id: str | os.PathLike[str]) -> Path:
     name = os.fspath(path_or_id)
     if not isinstance(name, str) or not name or "\0" in name:
         raise InvalidValue(f"a model is given by its path or name, not by {name!r}")
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as problem:  # too long, or no such user
+        raise FileProblem(f"{name[:200]!r} is no usable path: {problem}"[:400]) from None
     if name == EMBEDDED:
         return _embedded()
     if _IDENTIFIER.fullmatch(name):

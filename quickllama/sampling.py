@@ -39,8 +39,8 @@ def repetition_penalty(logits: Logits, seen: NDArray[np.bool_], penalty: float) 
 def temperature(logits: Logits, value: float) -> Logits:
     """Logits divided by ``value``: below 1 sharper, above 1 flatter."""
     with np.errstate(over="ignore"):  # so small that only the best is left
-        scaled = (logits - logits.max()) / np.float32(value)
-    return np.asarray(scaled, dtype=np.float32)
+        scaled = (logits - logits.max()) / np.float64(value)
+        return np.asarray(scaled, dtype=np.float32)
 
 
 def top_k(logits: Logits, count: int) -> Logits:

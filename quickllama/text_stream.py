@@ -41,7 +41,10 @@ def check_ids(ids: object) -> list[int]:
         ids = [int(ids)]
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise InvalidType(f"token ids should be integers, but are a {type(ids).__name__}")
-    values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+    try:
+        values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+    except ValueError:
+        raise InvalidType("token ids should be one row of integers, but are ragged") from None
     if values.size == 0:
         return []
     if values.dtype.kind not in "iu":
@@ -64,8 +67,10 @@ class TextStream:
     ``push`` returns the text that is certain so far, perhaps nothing: the bytes of a character wait
     until it is whole. All pieces with that of ``finish`` are ``tokenizer.decode`` of all ids::
 
-    stream = TextStream(tokenizer) for token in tokens: print(stream.push(token), end="",
-    flush=True) print(stream.finish())
+        stream = TextStream(tokenizer)
+        for token in tokens:
+            print(stream.push(token), end="", flush=True)
+        print(stream.finish())
 
     Used by one thread.
     """

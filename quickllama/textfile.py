@@ -25,7 +25,7 @@ def read_text(path: str) -> str:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except IsADirectoryError:
         raise FileProblem(f"{name} is a folder; give a text file") from None
-    except (OSError, ValueError) as problem:
+    except (AttributeError, OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise FileProblem(f"{name} cannot be read: {reason}") from None
     for marks, encoding in ((_UTF32, "UTF-32"), (_UTF16, "UTF-16")):

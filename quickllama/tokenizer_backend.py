@@ -43,8 +43,7 @@ class TokenizerSource:
 
     ``special_names`` maps ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token`` to the tokens'
     strings, as chat templates name them. ``special_ids`` gives the ids of those whose ids the file
-    gives. ``end_ids`` are the ids that end a generation, ``end_names`` strings of tokens that do as
-    well.
+    gives. ``end_ids`` are the ids that end a generation.
     """
 
     build: Callable[[], Backend]
