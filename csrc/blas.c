@@ -23,15 +23,28 @@ void QL_BLAS(openblas_set_num_threads)(int n_threads);
 char *QL_BLAS(openblas_get_config)(void);
 
 /* OpenBLAS ends the process when more threads are inside than it has buffers. Regions of threads
- * take turns, but callers that compute without workers do not, so products are counted here. */
-static atomic_int n_inside;
+ * take turns, but callers that compute without workers do not, so products are counted here. Forks
+ * wait until nobody is inside: a child would inherit OpenBLAS's lock from a thread it has not. */
+static atomic_int n_inside, n_forking;
 static pthread_once_t prepared = PTHREAD_ONCE_INIT;
 
-static void reset_in_child(void) { atomic_store(&n_inside, 0); }
+static void rest(void) { nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL); }
+
+static void before_fork(void) {
+    atomic_fetch_add(&n_forking, 1);
+    while (atomic_load(&n_inside)) rest();
+}
+
+static void after_fork(void) { atomic_fetch_sub(&n_forking, 1); }
+
+static void after_fork_in_child(void) {
+    atomic_store(&n_inside, 0);
+    atomic_store(&n_forking, 0);
+}
 
 static void prepare(void) {
     QL_BLAS(openblas_set_num_threads)(1);
-    pthread_atfork(NULL, NULL, reset_in_child);
+    pthread_atfork(before_fork, after_fork, after_fork_in_child);
 }
 
 void ql_blas_single_threaded(void) { pthread_once(&prepared, prepare); }
@@ -39,9 +52,9 @@ void ql_blas_single_threaded(void) { pthread_once(&prepared, prepare); }
 const char *ql_blas_name(void) { return QL_BLAS(openblas_get_config)(); }
 
 static void enter(void) {
-    while (atomic_fetch_add(&n_inside, 1) >= QL_MAX_THREADS) {
+    while (atomic_fetch_add(&n_inside, 1) >= QL_MAX_THREADS || atomic_load(&n_forking)) {
         atomic_fetch_sub(&n_inside, 1);
-        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        rest();
     }
 }
 

@@ -1,6 +1,5 @@
 /* forward.c - one execution chunk through all layers. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "error.h"
 #include "ql_internal.h"
@@ -11,21 +10,30 @@ enum { ROWS = 16 }; /* rows of one item of the element-wise work */
 
 /* ---- workspace ---- */
 
+/* One lock for all models, so that a child process can have it anew: it may have been held by one
+ * of the threads that are not in the child. */
+static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t prepared = PTHREAD_ONCE_INIT;
+
+static void reset_in_child(void) { pthread_mutex_init(&idle_lock, NULL); }
+static void prepare(void) { pthread_atfork(NULL, NULL, reset_in_child); }
+
 ql_workspace *ql_workspace_take(ql_model *model, ql_error *err) {
-    pthread_mutex_lock(&model->lock);
+    pthread_once(&prepared, prepare);
+    pthread_mutex_lock(&idle_lock);
     ql_workspace *workspace = model->idle;
     if (workspace) model->idle = workspace->next;
-    pthread_mutex_unlock(&model->lock);
+    pthread_mutex_unlock(&idle_lock);
     if (!workspace) workspace = calloc(1, sizeof *workspace);
     if (!workspace) ql_fail(err, QL_OUT_OF_MEMORY, "no memory for activations");
     return workspace;
 }
 
 void ql_workspace_give(ql_model *model, ql_workspace *workspace) {
-    pthread_mutex_lock(&model->lock);
+    pthread_mutex_lock(&idle_lock);
     workspace->next = model->idle;
     model->idle = workspace;
-    pthread_mutex_unlock(&model->lock);
+    pthread_mutex_unlock(&idle_lock);
 }
 
 static size_t largest(size_t a, size_t b) { return a > b ? a : b; }

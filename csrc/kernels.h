@@ -2,8 +2,8 @@
  * variant.
  *
  * Variants: "naive" (plain loops, the twin that every other is tested against), "portable" (what
- * the compiler's baseline gives), "avx2", "avx512". Results are the same for the same variant
- * whatever the number of threads: a function sees one fixed piece of work, and its order of
+ * the compiler's baseline gives), "avx2", "avx512", "avx512bf16". Results are the same for the same
+ * variant whatever the number of threads: a function sees one fixed piece of work, and its order of
  * additions depends on its arguments' sizes only. */
 #ifndef QL_KERNELS_H
 #define QL_KERNELS_H
@@ -52,7 +52,6 @@ typedef struct ql_kernels {
     void (*unpack_bf16)(float *y, const uint16_t *x, size_t n);
     void (*pack_bf16)(uint16_t *y, const float *x,
                       size_t n); /* nearest, ties to even; NaN stays NaN */
-    void (*unpack_f16)(float *y, const uint16_t *x, size_t n);
 
     /* y = x / sqrt(mean(x^2) + eps) * w; x, w, y [n]; y may be x */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);

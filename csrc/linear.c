@@ -30,7 +30,7 @@ typedef enum way { BY_DOTS, BY_SGEMM, BY_PANELS } way;
 typedef struct region {
     const ql_kernels *kernels;
     const ql_linear_job *jobs;
-    int n_jobs, n_rows;
+    int n_rows;
     way way;
     int panel[QL_MAX_JOBS]; /* rows of W in a panel of each job */
     int rows[QL_MAX_JOBS];  /* rows of x in an item of each job */
@@ -196,7 +196,7 @@ static int cut(region *r, int j) {
 
 void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
                int n_rows, void *scratch) {
-    region r = {.kernels = kernels, .jobs = jobs, .n_jobs = n_jobs, .n_rows = n_rows};
+    region r = {.kernels = kernels, .jobs = jobs, .n_rows = n_rows};
     r.way = way_of(kernels, jobs[0].w, n_rows);
     r.x = scratch;
     r.scratch = (char *)scratch + shared_scratch(r.way, jobs[0].w, n_rows);

@@ -1,13 +1,10 @@
 #include "memory.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention.h"
 #include "error.h"
 #include "rope.h"
-#include "threads.h"
 
 enum { FULL_PAGE = 64 };
 static const int64_t NO_REACH = INT64_MAX / 2;
@@ -90,10 +87,11 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     if (!status && !ql_memory_full(from))
         status = ql_window_fork(&to->window, &from->window, from->n_tokens, err);
     if (!status) status = copy_floats(&to->question.vectors, from->question.vectors, question, err);
-    if (!status) {
+    if (!status && !from->question.known) { /* else they have served */
         size_t span = (size_t)(from->question.end - from->question.begin);
         status = copy_floats(&to->question.queries, from->question.queries, question * span, err);
     }
+    if (!status && from->pinned) status = ql_memory_pin(to, from->pinned, from->n_pinned, err);
     if (status) {
         ql_memory_clear(to);
         return status;

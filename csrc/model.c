@@ -7,7 +7,9 @@
 #include "rope.h"
 #include "threads.h"
 
-enum { MOST = 1 << 24 }; /* of any one dimension: products of two fit in int64_t by far */
+/* Of any one dimension, and of layers: so no size of a session's memory leaves 64 bits (a page has
+ * 2 * L * G*D * P numbers, P <= 2^20; a window of 3 * 2^20 tokens twice L * G*D). */
+enum { MOST = 1 << 24, MOST_LAYERS = 1 << 14 };
 
 static ql_status check_size(const char *name, int value, ql_error *err) {
     if (value >= 1 && value <= MOST) return QL_OK;
@@ -55,6 +57,9 @@ static ql_status check_config(const ql_config *c, ql_dtype dtype, int n_threads,
         ql_status status = check_size(sizes[i].name, sizes[i].value, err);
         if (status) return status;
     }
+    if (c->num_hidden_layers > MOST_LAYERS)
+        return ql_fail(err, QL_INVALID_VALUE, "num_hidden_layers must be at most %d, but is %d",
+                       MOST_LAYERS, c->num_hidden_layers);
     if (c->head_dim % 2 || c->head_dim > QL_MAX_HEAD_DIM)
         return ql_fail(err, QL_INVALID_VALUE, "head_dim must be even and at most %d, but is %d",
                        QL_MAX_HEAD_DIM, c->head_dim);
@@ -89,7 +94,6 @@ static void destroy(ql_model *model) {
         free(workspace);
     }
     ql_weights_clear(&model->weights);
-    pthread_mutex_destroy(&model->lock);
     free(model->inv_freq);
     free(model);
 }
@@ -113,7 +117,6 @@ ql_model *ql_model_new(const ql_config *config, ql_dtype dtype, int n_threads, q
     ql_rope_frequencies(inv_freq, config);
     ql_blas_single_threaded();
     atomic_init(&model->owners, 1);
-    pthread_mutex_init(&model->lock, NULL);
     return model;
 }
 

@@ -15,7 +15,7 @@
  * A model is immutable once sealed and may be used by any number of threads. A session is one
  * timeline of tokens, used by one thread at a time: a second one gets QL_BUSY. Every call that can
  * fail returns a status (or NULL) and puts the code and a sentence for the user into *err; nothing
- * prints, exits or touches errno.
+ * prints or exits.
  *
  * Letters in shapes: T tokens of a call, L layers, H query heads, G key/value heads, D head_dim, E
  * hidden, F intermediate, V vocabulary, B memory blocks, P tokens of a block, R representative

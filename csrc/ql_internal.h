@@ -23,8 +23,7 @@ struct ql_model {
     double *inv_freq; /* [D/2] */
     bool sealed;
     atomic_int owners;
-    pthread_mutex_t lock; /* of idle */
-    ql_workspace *idle;   /* workspaces that no call uses now */
+    ql_workspace *idle; /* workspaces that no call uses now */
 };
 
 /* Activations and scratch of a chunk. They belong to the model, since a session at rest needs none.

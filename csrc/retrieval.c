@@ -1,9 +1,7 @@
 #include "retrieval.h"
 
 #include <math.h>
-#include <stdlib.h>
 
-#include "rope.h"
 #include "threads.h"
 
 enum { MOST_KEYS = 128, ITEM_TOKENS = 2048 };

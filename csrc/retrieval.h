@@ -1,5 +1,5 @@
-/* retrieval.h - ranking and reusing what a memory has read, by a few retrieval heads
- * (docs/retrieval.md). The paper's own lookup is in memory.c; this works on the un-rotated keys
+/* retrieval.h - ranking and reusing what a memory has read, by a few retrieval heads.
+ * The paper's own lookup is in chunk.c; this works on the un-rotated keys
  * that its pages keep. */
 #ifndef QL_RETRIEVAL_H
 #define QL_RETRIEVAL_H

@@ -276,11 +276,26 @@ ql_status ql_session_feed(ql_session *s, const int32_t *ids, int64_t n, const ql
     status = check_ids(s, ids, n, err);
     if (!status) status = check_question(s, n, feed, err);
     if (!status && feed->n_heads) status = check_heads(s, feed->heads, feed->n_heads, err);
-    if (!status && feed->question_end > 0)
-        status = ql_memory_ask(&s->memory, s->memory.n_tokens + feed->question_begin,
-                               s->memory.n_tokens + feed->question_end, err);
+    ql_memory *m = &s->memory;
+    ql_question before = m->question;
+    bool asks = !status && feed->question_end > 0;
+    if (asks) {
+        m->question = (ql_question){0};
+        status = ql_memory_ask(m, m->n_tokens + feed->question_begin,
+                               m->n_tokens + feed->question_end, err);
+    }
+    int64_t length = m->n_tokens;
     if (!status)
         status = feed_chunks(s, ids, n, !logits ? 0 : feed->all_logits ? n : 1, feed, logits, err);
+    if (asks && m->n_tokens == length) { /* nothing was read: the earlier question stays */
+        ql_question unread = m->question;
+        m->question = before;
+        before = unread;
+    }
+    if (asks) {
+        free(before.queries);
+        free(before.vectors);
+    }
     leave(s);
     return status;
 }
@@ -325,6 +340,9 @@ ql_status ql_session_rank(ql_session *s, const ql_head *heads, int n_heads, cons
     if (!status) status = check_range("end", end, 1, s->memory.n_tokens, err);
     if (!status) status = check_range("begin", begin, 0, end - 1, err);
     if (!status) status = check_range("piece", piece, 1, INT32_MAX, err);
+    if (!status) /* each is an item of work at most */
+        status = check_range("pieces times heads", (end - begin + piece - 1) / piece * n_heads, 1,
+                             INT32_MAX / 2, err);
     if (!status) ql_rank(&s->memory, scores, heads, n_heads, queries, n_queries, begin, end, piece);
     leave(s);
     return status;
@@ -364,7 +382,7 @@ ql_session *ql_session_excerpt(ql_session *s, const int64_t *ranges, int n, ql_e
         if (!status)
             status = check_ascending("ranges of an excerpt", ranges[2 * i + 1], ranges[2 * i] + 1,
                                      s->memory.n_tokens + 1, err);
-        tokens += ranges[2 * i + 1] - ranges[2 * i];
+        if (!status) tokens += ranges[2 * i + 1] - ranges[2 * i];
     }
     if (!status) status = check_range("the tokens of an excerpt", tokens, 1, QL_MAX_FULL, err);
     ql_memory_config full = s->memory.config;

@@ -2,7 +2,6 @@
 
 #include "threads.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>

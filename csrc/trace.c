@@ -5,8 +5,13 @@
 
 #include "error.h"
 
+static size_t bytes_of(const ql_trace_record *record) {
+    return (size_t)record->n_chosen * sizeof(int32_t) + (size_t)record->n_blocks * sizeof(float);
+}
+
 static void forget(ql_trace *trace, int64_t from) {
     for (int64_t i = from; i < trace->n_reserved; i++) {
+        trace->bytes -= bytes_of(&trace->records[i]);
         free((void *)trace->records[i].block_ids);
         free((void *)trace->records[i].scores);
     }
@@ -35,8 +40,9 @@ ql_status ql_trace_begin(ql_trace *trace, int n_layers, int64_t first_token, int
             return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a trace record of %lld blocks",
                            (long long)n_blocks);
         }
-        trace->records[trace->n_reserved++] =
+        trace->records[trace->n_reserved] =
             (ql_trace_record){first_token, n_tokens, layer, (int)n_blocks, n_chosen, ids, scores};
+        trace->bytes += bytes_of(&trace->records[trace->n_reserved++]);
     }
     return QL_OK;
 }
@@ -58,9 +64,5 @@ void ql_trace_clear(ql_trace *trace) {
 }
 
 size_t ql_trace_bytes(const ql_trace *trace) {
-    size_t bytes = (size_t)trace->capacity * sizeof *trace->records;
-    for (int64_t i = 0; i < trace->n_reserved; i++)
-        bytes += trace->records[i].n_chosen * sizeof(int32_t) +
-                 trace->records[i].n_blocks * sizeof(float);
-    return bytes;
+    return trace->bytes + (size_t)trace->capacity * sizeof *trace->records;
 }

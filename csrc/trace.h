@@ -8,6 +8,7 @@
 typedef struct ql_trace {
     ql_trace_record *records; /* [n_reserved]; the first n are committed */
     int64_t n, n_reserved, capacity;
+    size_t bytes; /* of the records' ids and scores */
 } ql_trace;
 
 /* Room for a chunk's records, one per layer, each with n_blocks scores and n_chosen ids. */

@@ -215,6 +215,8 @@ ql_status ql_weights_set(ql_weights *w, const ql_config *c, const ql_kernels *ke
                          const int64_t *shape, int rank, bool *borrow, ql_error *err) {
     void *base = NULL;
     const slot *s = find(w, c, name, &base);
+    bool may_borrow = *borrow;
+    *borrow = false; /* unless it is kept */
     if (!s && harmless(name)) return QL_OK;
     if (!s)
         return ql_fail(err, QL_MISSING_KEY,
@@ -236,6 +238,7 @@ ql_status ql_weights_set(ql_weights *w, const ql_config *c, const ql_kernels *ke
         return ql_fail(err, QL_INVALID_VALUE, "tensor '%s' came twice", name);
     ql_dtype to = s->kind == MATRIX ? matrix->dtype : QL_F32;
     size_t n_rows = s->kind == MATRIX ? (size_t)shape[0] : 1, n = (size_t)shape[rank - 1];
+    *borrow = may_borrow;
     const void *kept = keep(w, kernels, n_threads, data, dtype, to, n_rows, n, borrow);
     if (!kept) return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for tensor '%s'", name);
     if (s->kind == MATRIX)

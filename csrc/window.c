@@ -23,8 +23,9 @@ static ql_status allocate(ql_window *w, ql_error *err) {
     w->keys = ql_alloc(key_rows(w) * w->capacity * key_bytes(w));
     w->scores = ql_alloc(score_rows(w) * w->capacity * sizeof *w->scores);
     if (w->keys && w->scores) return QL_OK;
+    int capacity = w->capacity;
     ql_window_clear(w);
-    return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a window of %d tokens", w->capacity);
+    return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a window of %d tokens", capacity);
 }
 
 ql_status ql_window_init(ql_window *w, ql_heads heads, ql_dtype dtype, int most, ql_error *err) {

@@ -25,14 +25,6 @@ static uint16_t to_bf16(float value) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static float from_f16(uint16_t bits) {
-    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31,
-             fraction = bits & 0x3ff;
-    if (exponent == 31) return from_bits(sign | 0x7f800000 | fraction << 13);
-    if (exponent == 0) return from_bits(sign | to_bits((float)fraction * 0x1p-24f));
-    return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
 static void dots_f32(float *y, size_t ldy, const float *x, size_t ldx, const float *w, size_t ldw,
                      int n_x, size_t n_w, size_t k) {
     for (size_t t = 0; t < (size_t)n_x; t++)
@@ -81,10 +73,6 @@ static void unpack_bf16(float *y, const uint16_t *x, size_t n) {
 
 static void pack_bf16(uint16_t *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = to_bf16(x[i]);
-}
-
-static void unpack_f16(float *y, const uint16_t *x, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = from_f16(x[i]);
 }
 
 static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
@@ -170,7 +158,6 @@ const ql_kernels ql_kernels_naive = {
     .mix_bf16 = mix_bf16,
     .unpack_bf16 = unpack_bf16,
     .pack_bf16 = pack_bf16,
-    .unpack_f16 = unpack_f16,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .rope = rope,

@@ -215,6 +215,29 @@ static void a_busy_session_says_so(void) {
     ql_model_free(model);
 }
 
+static void an_unread_question_replaces_nothing(void) {
+    ql_error err = {0};
+    ql_model *model = model_with(1);
+    ql_session *s = session_in(model, QL_QLLM);
+    static float logits[N * VOCAB];
+    float before[WIDTH], after[WIDTH];
+    feed(s, 0, 60, logits);
+    CHECK_EQUAL(ql_session_question_vector(s, 1, before, &err), QL_OK);
+    int left = 0; /* stopped in the first layer of the first chunk */
+    ql_feed options = {
+        .question_begin = 3, .question_end = 9, .poll = stop_after, .poll_context = &left};
+    CHECK_EQUAL(ql_session_feed(s, ids + 60, 36, &options, NULL, &err), QL_CANCELLED);
+    CHECK_EQUAL(ql_session_question_vector(s, 1, after, &err), QL_OK);
+    CHECK_SAME_BITS(after, before, sizeof before);
+    feed(s, 60, N, logits);
+    options.poll = NULL;
+    CHECK_EQUAL(ql_session_feed(s, ids, 36, &options, NULL, &err), QL_OK);
+    CHECK_EQUAL(ql_session_question_vector(s, 1, after, &err), QL_OK);
+    CHECK(memcmp(after, before, sizeof before) != 0);
+    ql_session_free(s);
+    ql_model_free(model);
+}
+
 static void refusals_are_sentences(void) {
     ql_error err = {0};
     ql_model *model = model_with(1);
@@ -328,6 +351,12 @@ static void borrowed_weights_are_not_copied(void) {
                              QL_F32, shape, 1, true, &borrowed, &err),
                 QL_OK);
     CHECK(!borrowed); /* not aligned */
+    _Alignas(64) static float head[VOCAB * 24];
+    int64_t shape_of_head[] = {VOCAB, 24};
+    CHECK_EQUAL(ql_model_set(model, "lm_head.weight", head, QL_F32, shape_of_head, 2, true,
+                             &borrowed, &err),
+                QL_OK);
+    CHECK(!borrowed); /* the head is tied: this one is not used */
     ql_model_free(model);
 }
 
@@ -341,6 +370,7 @@ int main(void) {
     RUN(the_question_and_the_lookup_matter);
     RUN(a_model_serves_many_threads);
     RUN(a_busy_session_says_so);
+    RUN(an_unread_question_replaces_nothing);
     RUN(refusals_are_sentences);
     RUN(nan_weights_stay_in_bounds);
     RUN(borrowed_weights_are_not_copied);

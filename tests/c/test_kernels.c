@@ -110,10 +110,6 @@ static void mix(void) {
             for (int n_p = 1; n_p <= QL_FEW_ROWS; n_p++) mix_case(n_p, ns[a], ds[c]);
 }
 
-static int same_number(float a, float b) {
-    return isnan(a) ? isnan(b) : memcmp(&a, &b, sizeof a) == 0;
-}
-
 /* Both ways of making a panel hold the same, and products with it are right up to rounding. */
 static void panel_case(int m, int n, size_t k) {
     const ql_panels *ours = tested->panels, *theirs = naive->panels;
@@ -157,11 +153,6 @@ static void conversions(void) {
     for (size_t i = 0; i <= 0xffff; i++) x[i] = (uint16_t)i;
     for (size_t first = 0; first < 3; first++) { /* all halves, whatever their place */
         size_t n = 0x10000 - first;
-        tested->unpack_f16(y, x + first, n);
-        naive->unpack_f16(z, x + first, n);
-        int equal = 1;
-        for (size_t i = 0; i < n; i++) equal &= same_number(y[i], z[i]);
-        CHECK(equal);
         tested->unpack_bf16(y, x + first, n);
         naive->unpack_bf16(z, x + first, n);
         CHECK_SAME_BITS(y, z, n * sizeof *y);

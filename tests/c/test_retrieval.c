@@ -112,6 +112,10 @@ static void pins_blocks(void) {
         CHECK_EQUAL(record->n_chosen, 4);
         CHECK_SAME_BITS(record->block_ids, pinned, sizeof pinned);
     }
+    ql_session *fork = ql_session_fork(s, true, &err); /* a fork goes on with the pins */
+    CHECK_EQUAL(ql_session_feed(fork, ids + 1, 1, &(ql_feed){0}, without, &err), QL_OK);
+    CHECK_EQUAL(ql_session_trace(fork, 0)->n_chosen, 4);
+    ql_session_free(fork);
     const int32_t wrong[] = {3, 3}, beyond[] = {1000};
     CHECK_EQUAL(ql_session_pin(s, wrong, 2, &err), QL_INVALID_VALUE);
     CHECK_EQUAL(ql_session_pin(s, beyond, 1, &err), QL_INVALID_VALUE);
