@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["USES", "Asking", "Snapshot", "answer_question", "features_of", "rank_for"]
 
-USES = {"reread": (4, 0), "reposition": (8, 1), "memory": (16, 0)}
+USES = {"reread": (2, 0), "reposition": (2, 0), "memory": (16, 0)}
 """Ways to use a ranking: default blocks and neighbours of each."""
 
 FEWEST_PIECES = 16

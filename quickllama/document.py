@@ -134,8 +134,8 @@ class Document:
           ordinary text, with the question before and after them; ``"reposition"``: their keys and
           values are put directly before the question; ``"memory"``: they are the blocks that every
           layer attends to.
-        * ``passages``: how many blocks; ``neighbours``: blocks at each side of them. None: 4 and 0
-          when re-read, 8 and 1 when repositioned, 16 and 0 in the memory.
+        * ``passages``: how many blocks; ``neighbours``: blocks at each side of them. None: 2 and 0
+          (more confuse a small model), in the memory 16 and 0.
         * ``always_answer``: answer even if nothing in the text stands out; otherwise the answer is
           then "Not found in the document.".
         * ``options``: ``max_new_tokens`` and the other fields of :class:`GenerationConfig`.
