@@ -15,7 +15,7 @@ from quickllama.arrays import weight_tensors
 from quickllama.config import KV_DTYPE, GenerationOptions, MemoryConfig, ModelConfig
 from quickllama.cpu import thread_count
 from quickllama.dtypes import held_dtype
-from quickllama.errors import FileProblem, InvalidType, InvalidValue, MissingKey
+from quickllama.errors import Error, InvalidType, InvalidValue, MissingKey
 from quickllama.generation import Progress, Streamer, generate, options_from
 from quickllama.head_store import Fingerprint, RetrievalHeads, SignCatcher, load_heads
 from quickllama.hub import locate
@@ -126,7 +126,14 @@ class Model(_core.Model):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer) -> None:
-        """For a model from arrays, or to replace the one of its files."""
+        """For a model from arrays, or to replace the one of its files. Raises InvalidType."""
+        from quickllama.tokenizer import Tokenizer
+
+        if not isinstance(tokenizer, Tokenizer):
+            raise InvalidType(
+                f"tokenizer must be a quickllama.Tokenizer, not {type(tokenizer).__name__}; one of "
+                "transformers is saved with save_pretrained and read with Tokenizer.from_folder"
+            )
         self._tokenizer = tokenizer
 
     @property
@@ -137,7 +144,7 @@ class Model(_core.Model):
         if self._checkpoint is not None:
             own = self._checkpoint.generation_config.get("eos_token_id", own)
         ids = [own] if isinstance(own, int) else list(own or ())
-        with contextlib.suppress(MissingKey, FileProblem):  # ids alone need no tokenizer
+        with contextlib.suppress(Error):  # ids alone need no tokenizer
             ids += sorted(self.tokenizer.eos_token_ids)
         return tuple(dict.fromkeys(checks.integer("eos_token_id", token, 0) for token in ids))
 
