@@ -16,7 +16,14 @@ from quickllama import checks
 from quickllama.answer import NOT_FOUND, Answer, Passage, Span, merge, widen
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.errors import InvalidType, InvalidValue
-from quickllama.generation import Piece, ReadingPlan, iter_tokens, options_from, read
+from quickllama.generation import (
+    Piece,
+    ReadingPlan,
+    check_question_length,
+    iter_tokens,
+    options_from,
+    read,
+)
 from quickllama.passages import retrieved_passages
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, Prompt, PromptForm, text_tokens
 from quickllama.retrieval import Grid, Ranking, all_heads, centred_queries, rank_pieces
@@ -200,6 +207,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
         return _by_memory(model, snapshot, asking, started)
     heads, notes, rule = _heads_of(model)
     suffix, span = snapshot.form.suffix(model.tokenizer, asking.question)
+    check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
     ranking = rank_for(session, snapshot, suffix, span, heads)
     evidence = evidence_of(snapshot, ranking, asking)
@@ -340,6 +348,8 @@ def _by_memory(model: Model, snapshot: Snapshot, asking: Asking, started: float)
     suffix, span = snapshot.form.suffix(model.tokenizer, asking.question)
     session = snapshot.fork()
     ids = np.concatenate([snapshot.rest, suffix])
+    if memory.mode == "qllm":
+        check_question_length(span[1] - span[0], memory)
     later = snapshot.span
     if memory.mode == "qllm" and not snapshot.form.asks_first:
         later = span[0] + len(snapshot.rest), span[1] + len(snapshot.rest)

@@ -8,7 +8,7 @@ answer.text, answer.evidence
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Unpack
 
@@ -228,7 +228,7 @@ def _parts(source: object) -> Iterator[str | object]:
     if isinstance(source, str | np.ndarray):
         yield source
         return
-    if isinstance(source, bytes | bytearray) or not isinstance(source, Iterable):
+    if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, Iterable):
         raise InvalidType(
             "a document is a str, an iterable of str, or token ids, not "
             f"{type(source).__name__}; decode bytes first"

@@ -216,12 +216,18 @@ def check_span(span: object, n_tokens: int, memory: MemoryConfig) -> tuple[int, 
         raise InvalidValue(
             f"query_span ({start}, {end}) lies outside the prompt, which has {n_tokens} tokens"
         )
-    if memory.mode == "qllm" and end - start > memory.n_local:
+    if memory.mode == "qllm":
+        check_question_length(end - start, memory)
+    return start, end
+
+
+def check_question_length(n_tokens: int, memory: MemoryConfig) -> None:
+    """Raise InvalidValue if a question of ``n_tokens`` tokens does not fit into the window."""
+    if n_tokens > memory.n_local:
         raise InvalidValue(
-            f"the question has {end - start} tokens, more than the window's n_local "
+            f"the question has {n_tokens} tokens, more than the window's n_local "
             f"{memory.n_local}; ask a shorter one or take a larger window"
         )
-    return start, end
 
 
 def generate(

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,11 +157,15 @@ def cache_folder() -> Path:
 def load_heads(model: Model) -> RetrievalHeads | None:
     """The heads of ``model``: those that the user calibrated, else shipped ones, else None.
 
-    Raises FileProblem for a file in the cache that is damaged, naming it.
+    A damaged file is passed over with a warning that names it.
     """
     for folder in (cache_folder(), _SHIPPED):
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-            found = _read(path)
+            try:
+                found = _read(path)
+            except FileProblem as problem:
+                warnings.warn(str(problem), UserWarning, stacklevel=2)
+                continue
             if found.fingerprint.matches(model.fingerprint) and found.fits(model):
                 return found
     return None

@@ -200,6 +200,14 @@ def test_the_papers_way_is_what_generate_does(model: ql.Model) -> None:
     assert looked_up.evidence and looked_up.tokens != other.tokens
 
 
+def test_a_question_longer_than_the_window_is_refused(model: ql.Model) -> None:
+    document = model.read("A short text. " * 20)
+    with pytest.raises(ql.InvalidValue, match="more than the window"):
+        document.ask("why " * 2000)
+    with pytest.raises(ql.InvalidType, match="not dict"):
+        model.read({"input_ids": [1, 2]})  # a tokenizer's output, not a text
+
+
 def test_other_modes_answer_without_evidence(model: ql.Model) -> None:
     for mode in ("full", "stream", "infinite"):
         memory = ql.MemoryConfig(mode=mode, n_init=8, n_local=48, exc_block_size=32)

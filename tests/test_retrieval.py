@@ -125,11 +125,11 @@ def test_heads_are_kept_and_found_again(model: ql.Model) -> None:
     assert model.retrieval_heads == heads
     assert ql.RetrievalHeads.from_dict(json.loads(path.read_text())) == heads
     path.write_text("{")
-    with pytest.raises(ql.FileProblem, match="delete it"):
-        load_heads(model)
+    with pytest.warns(UserWarning, match="delete it"):
+        assert load_heads(model) is None
     path.write_text(json.dumps({"format": 1, "heads": [[1]]}))
-    with pytest.raises(ql.FileProblem, match="no retrieval heads"):
-        load_heads(model)
+    with pytest.warns(UserWarning, match="no retrieval heads"):
+        assert load_heads(model) is None
 
 
 def test_heads_of_another_model(model: ql.Model) -> None:
