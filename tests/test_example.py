@@ -17,7 +17,7 @@ from quickllama.prompt import question_prompt, text_tokens
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TEXT = (EXAMPLES / "lighthouse.txt").read_text("utf-8")
 QUESTION = "What is the number that opens the strong-box?"
-OPTIONS = ["--window", "2k", "--question-weight", "4"]
+OPTIONS = ["--window", "2k", "--question-weight", "4", "--reread-all"]
 MEMORY = ql.MemoryConfig.window("2k", question_weight=4)
 FACT = "The number that opens the strong-box is 48213."
 ANSWER = "48213"
