@@ -189,15 +189,15 @@ def rank_for(
 
 
 def features_of(ranking: Ranking) -> tuple[float, ...]:
-    """What :class:`FoundRule` weighs: the best piece's score, how far the second best piece that is
-    no neighbour lies below it, the largest share of heads that agree on one piece (or its
-    neighbour), and the logarithm of the number of pieces."""
+    """What :class:`FoundRule` weighs: the best piece's score, how far the eighth best lies below it
+    (several pieces may hold what is asked for), the share of heads whose own best piece is that one
+    or its neighbour, and the logarithm of the number of pieces."""
     scores = ranking.scores
     best = int(scores.argmax())
-    others = np.delete(scores, range(max(best - 1, 0), min(best + 2, len(scores))))
-    gap = float(scores[best] - others.max()) if len(others) else 0.0
+    eighth = np.sort(scores)[-min(8, len(scores))]
     own = np.abs(ranking.by_head.argmax(axis=1) - best) <= 1
-    return float(scores[best]), gap, float(own.mean()), float(np.log(len(scores)))
+    depth = float(scores[best] - eighth)
+    return float(scores[best]), depth, float(own.mean()), float(np.log(len(scores)))
 
 
 def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:

@@ -81,7 +81,7 @@ def test_the_features_tell_what_stands_out() -> None:
     scores[:3, 20] = 6
     scores[3, 40] = 2
     best, gap, agreement, size = features_of(ranking(scores))
-    assert (best, gap, agreement) == (4.5, 4.0, 0.75) and size == pytest.approx(np.log(50))
+    assert (best, gap, agreement) == (4.5, 4.5, 0.75) and size == pytest.approx(np.log(50))
     assert features_of(ranking(np.zeros((2, 1)))) == (0, 0, 1, 0)
 
 
