@@ -230,4 +230,3 @@ class ChatTemplate:
             ) from problem
         self._compiled[name] = template
         return template
-

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a problem, told in one sentence on standard error; 2 wrong
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ class ShowVersion(argparse.Action):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = io.StringIO()
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
@@ -89,12 +92,16 @@ def _run(chosen: argparse.Namespace) -> int:
             as_json=chosen.json,
             quiet=chosen.quiet,
         )
+    # The options of the paper's lookups mean nothing else.
+    reread_all = chosen.reread_all or any(
+        getattr(chosen, name) is not None for name in ("memory", *_LOOKUP_OPTIONS)
+    )
     try:
-        memory = _memory(chosen)
+        memory = _memory(chosen, reread_all)
     except (TypeError, ValueError) as problem:
         print(f"quickllama {chosen.command}: {problem}", file=sys.stderr)
         return 2
-    return _reread_all(chosen, memory) if chosen.reread_all else _read_once(chosen, memory)
+    return _reread_all(chosen, memory) if reread_all else _read_once(chosen, memory)
 
 
 def _read_once(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
@@ -142,16 +149,8 @@ def _reread_all(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
     return ask_by_rereading(request)
 
 
-def _memory(chosen: argparse.Namespace) -> MemoryConfig:
-    """The memory that the options ask for. Raises InvalidValue for those of the paper's lookups
-    where they mean nothing."""
-    if not chosen.reread_all:
-        for name in ("memory", *_LOOKUP_OPTIONS):
-            if getattr(chosen, name) is not None:
-                raise InvalidValue(
-                    f"--{name.replace('_', '-')} belongs to --reread-all: a text that is read once "
-                    "is searched by retrieval heads"
-                )
+def _memory(chosen: argparse.Namespace, reread_all: bool) -> MemoryConfig:
+    """The memory that the options ask for."""
     settings = {
         name: value
         for name in (*WINDOWS["1k"], "n_init", "repr_topk", "question_weight", "mask")
@@ -160,7 +159,7 @@ def _memory(chosen: argparse.Namespace) -> MemoryConfig:
     if "n_local" in settings and "exc_block_size" not in settings:  # a chunk fits into the window
         usual = WINDOWS[chosen.window]["exc_block_size"]
         settings["exc_block_size"] = min(usual, settings["n_local"])
-    if not chosen.reread_all:
+    if not reread_all:
         return MemoryConfig.window(chosen.window, mode="infllm", **{**settings, "topk": 0})
     return MemoryConfig.window(chosen.window, mode=chosen.memory or "qllm", **settings)
 
@@ -194,13 +193,16 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
     ask.add_argument("--json", action="store_true", help="print one JSON object at the end")
     ask.set_defaults(history=False)
     ask.add_argument(
-        "--reread-all", action="store_true", help="read the text for each question, by the paper"
+        "--reread-all",
+        action="store_true",
+        help="read the text for each question, by the paper; --memory and the options of its "
+        "lookups imply it",
     )
     memory = _add_memory(ask)
     memory.add_argument(
         "--memory",
         choices=MODES[::-1],
-        help="with --reread-all; default: qllm, led by the question",
+        help="default of --reread-all: qllm, led by the question",
     )
     memory.add_argument("--topk", type=_count(0), metavar="N", help="blocks retrieved at a time")
     memory.add_argument(
@@ -265,7 +267,12 @@ def _add_common(ask: argparse.ArgumentParser) -> None:
     ask.add_argument(
         "--always-answer", action="store_true", help="even if nothing in the text stands out"
     )
-    ask.add_argument("--evidence", action="store_true", help="show the passages behind an answer")
+    ask.add_argument(
+        "--evidence",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show the passages behind an answer",
+    )
     ask.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N", help="default: cores")
     ask.add_argument("--dtype", help="float32 or bfloat16 (default: what the CPU computes best)")
     ask.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -79,6 +79,9 @@ def chat(request: Request) -> int:
         except Error as problem:  # the next question may be a better one
             print(f"quickllama: {problem}", file=sys.stderr)
             continue
+        except KeyboardInterrupt:  # ends the answer, not the conversation
+            print(file=sys.stderr)
+            continue
         turns.append(f"{question.strip()} {answer.text}")
 
 

@@ -220,11 +220,13 @@ def test_json_of_a_text_read_once(
 
 
 @pytest.mark.parametrize("option", [["--memory", "qllm"], ["--topk", "3"], ["--mask", "exact"]])
-def test_options_of_the_paper_need_its_way(
+def test_options_of_the_paper_read_its_way(
     option: list[str], text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert once(text, folder, *option) == 2
-    assert "--reread-all" in one_sentence(capsys)
+    assert once(text, folder, *option) == 0
+    assert "etrieved" in capsys.readouterr().out
+    assert once(text, folder) == 0
+    assert "etrieved" not in capsys.readouterr().out
 
 
 def test_chat_answers_line_by_line(
