@@ -14,7 +14,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quickllama._core import Session, cpu_variant, cpu_variants, set_cpu_variant
+try:
+    from quickllama._core import Session, cpu_variant, cpu_variants, set_cpu_variant
+except ModuleNotFoundError as problem:
+    if problem.name != "quickllama._core":
+        raise
+    raise ModuleNotFoundError(
+        f"{__file__} is QuickLLaMA's source, in which the C core is not built: leave that folder "
+        "to import the installed package, or build the core there with `pip install -e .`",
+        name=problem.name,
+    ) from None
 from quickllama.answer import Answer, Passage
 from quickllama.config import GenerationConfig, MemoryConfig, ModelConfig
 from quickllama.errors import Busy, Error, FileProblem, InvalidType, InvalidValue, MissingKey

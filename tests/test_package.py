@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +33,20 @@ def test_openblas_comes_along_with_its_licence() -> None:
     assert any(name.startswith("libscipy_openblas") for name in names)
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text("utf-8").splitlines()}
     assert any(name.startswith(str(FOLDER.resolve() / "_libs")) for name in mapped)
+
+
+def test_an_unbuilt_source_tree_says_so(tmp_path: Path) -> None:
+    unbuilt = shutil.ignore_patterns("_core*.so", "_libs", "__pycache__")
+    shutil.copytree(FOLDER, tmp_path / "quickllama", ignore=unbuilt)
+    result = subprocess.run(
+        [sys.executable, "-c", "import quickllama"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1 and "pip install -e ." in result.stderr
 
 
 def test_types_are_shipped() -> None:
