@@ -24,14 +24,14 @@ except ModuleNotFoundError as problem:
         "to import the installed package, or build the core there with `pip install -e .`",
         name=problem.name,
     ) from None
-from quickllama.answer import Answer, Passage
 from quickllama.config import GenerationConfig, MemoryConfig, ModelConfig
+from quickllama.documents.answer import Answer, Passage
+from quickllama.documents.head_store import RetrievalHeads
 from quickllama.errors import Busy, Error, FileProblem, InvalidType, InvalidValue, MissingKey
-from quickllama.head_store import RetrievalHeads
 from quickllama.model import Model
 
 if TYPE_CHECKING:
-    from quickllama.document import Document
+    from quickllama.documents.document import Document
     from quickllama.tokenizer import Tokenizer
 
     __version__: str
@@ -67,7 +67,7 @@ def __getattr__(name: str) -> object:
 
         return Tokenizer
     if name == "Document":
-        from quickllama.document import Document
+        from quickllama.documents.document import Document
 
         return Document
     if name == "__version__":

@@ -151,7 +151,7 @@ class StopStrings:
             return
         if tokenizer is None:
             raise InvalidValue("stop_strings need the model's tokenizer, and it has none")
-        from quickllama.text_stream import TextStream
+        from quickllama.tokenizer.stream import TextStream
 
         self._stream = TextStream(tokenizer, skip_special_tokens=False)
         self._kept = max(len(string) for string in self._strings) - 1

@@ -14,15 +14,15 @@ from quickllama import _core, checks
 from quickllama.arrays import weight_tensors
 from quickllama.config import KV_DTYPE, GenerationOptions, MemoryConfig, ModelConfig
 from quickllama.cpu import thread_count
+from quickllama.documents.head_store import Fingerprint, RetrievalHeads, SignCatcher, load_heads
 from quickllama.dtypes import held_dtype
 from quickllama.errors import Error, InvalidType, InvalidValue, MissingKey
 from quickllama.generation import Progress, Streamer, generate, options_from
-from quickllama.head_store import Fingerprint, RetrievalHeads, SignCatcher, load_heads
 from quickllama.hub import locate
 
 if TYPE_CHECKING:
     from quickllama.checkpoint import Checkpoint
-    from quickllama.document import Document, Source
+    from quickllama.documents.document import Document, Source
     from quickllama.tokenizer import Tokenizer
 
 __all__ = ["Model"]
@@ -284,7 +284,7 @@ class Model(_core.Model):
         The result does not depend on how the text is cut into parts. Raises InvalidType or
         InvalidValue, also for a text without any words; MissingKey without a tokenizer.
         """
-        from quickllama.document import read_document
+        from quickllama.documents.document import read_document
 
         return read_document(
             self,
@@ -316,7 +316,7 @@ class Model(_core.Model):
 
         Raises InvalidType or InvalidValue, and FileProblem if the result cannot be kept.
         """
-        from quickllama.calibration import calibrate
+        from quickllama.documents.calibration import calibrate
 
         return calibrate(self, texts, progress=progress, seed=seed)
 

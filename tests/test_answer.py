@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import quickllama as ql
-from quickllama.answer import NOT_FOUND, merge, widen
+from quickllama.documents.answer import NOT_FOUND, merge, widen
 
 TEXT = 'One is here. Two, "said so." Three ends\nlate! Four is last'
 

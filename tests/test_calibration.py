@@ -11,12 +11,12 @@ import pytest
 from tiny_folder import write_folder
 
 import quickllama as ql
-from quickllama import calibration
-from quickllama.asking import features_of
-from quickllama.calibration import Trial, best_heads, fit_rule, found_rule, mean_log_ranks
 from quickllama.cli import main
-from quickllama.facts import filler, make_facts, ordinary_texts, text_with_facts
-from quickllama.retrieval import Grid, Ranking
+from quickllama.documents import calibration
+from quickllama.documents.asking import features_of
+from quickllama.documents.calibration import Trial, best_heads, fit_rule, found_rule, mean_log_ranks
+from quickllama.documents.facts import filler, make_facts, ordinary_texts, text_with_facts
+from quickllama.documents.retrieval import Grid, Ranking
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ import pytest
 from tiny_folder import write_folder
 
 import quickllama as ql
-from quickllama import command_reread
 from quickllama.cli import main
-from quickllama.passages import Passage, retrieved_passages
+from quickllama.cli import reread as command_reread
+from quickllama.documents.passages import Passage, retrieved_passages
 from quickllama.prompt import (
     QUESTION_LEAD,
     SUFFIX,

@@ -14,7 +14,7 @@ from small_tokenizers import KINDS, pieces, small_tokenizer, texts
 from tiny_folder import write_folder
 
 import quickllama as ql
-from quickllama.growing_text import GrowingText
+from quickllama.documents.growing_text import GrowingText
 from quickllama.prompt import PASSAGES_PROMPT, PromptForm, question_prompt, text_tokens
 
 MEMORY = ql.MemoryConfig(

@@ -10,8 +10,8 @@ import pytest
 import quickllama as ql
 from quickllama.cli import main
 from quickllama.config import GenerationConfig
+from quickllama.documents.passages import Passage, retrieved_passages
 from quickllama.generation import ReadingPlan, iter_tokens, read
-from quickllama.passages import Passage, retrieved_passages
 from quickllama.prompt import question_prompt, text_tokens
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

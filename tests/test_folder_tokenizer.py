@@ -18,8 +18,8 @@ from tokenizers.models import WordLevel
 
 from quickllama import tokenizer as tokenizer_module
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
-from quickllama.text_cuts import CutRule
 from quickllama.tokenizer import Tokenizer
+from quickllama.tokenizer.cuts import CutRule
 
 Change = Callable[[tokenizers.Tokenizer], None]
 TEXT = "It's 2024 <|end|> here, naïve 日本.\n\nDone"

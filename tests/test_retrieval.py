@@ -12,8 +12,8 @@ from tiny_folder import write_folder
 from tiny_models import random_weights
 
 import quickllama as ql
-from quickllama.facts import filler
-from quickllama.head_store import (
+from quickllama.documents.facts import filler
+from quickllama.documents.head_store import (
     Fingerprint,
     FoundRule,
     cache_folder,
@@ -21,7 +21,13 @@ from quickllama.head_store import (
     load_heads,
     save_heads,
 )
-from quickllama.retrieval import Grid, all_heads, centred_queries, rank_pieces, standard_scores
+from quickllama.documents.retrieval import (
+    Grid,
+    all_heads,
+    centred_queries,
+    rank_pieces,
+    standard_scores,
+)
 
 MEMORY = ql.MemoryConfig(
     mode="infllm", n_init=8, n_local=48, block_size=16, topk=0, exc_block_size=32

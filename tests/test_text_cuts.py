@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from small_tokenizers import KINDS, PRES, pieces, small_tokenizer, texts
 
 from quickllama import tokenizer as tokenizer_module
-from quickllama.text_cuts import AddedTokens, CutRule, cut_text
 from quickllama.tokenizer import Tokenizer
+from quickllama.tokenizer.cuts import AddedTokens, CutRule, cut_text
 
 Spans = list[tuple[int, int]]
 

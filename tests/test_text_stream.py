@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from small_tokenizers import KINDS, PRES, small_tokenizer
 
 from quickllama.errors import InvalidType, InvalidValue
-from quickllama.text_stream import TextStream
 from quickllama.tokenizer import Tokenizer
+from quickllama.tokenizer.stream import TextStream
 
 TEXTS = (
     "plain words, and more",

@@ -27,9 +27,9 @@ from small_tokenizers import (
 from small_tokenizers import pieces as pieces_of_text
 
 from quickllama.errors import InvalidType, InvalidValue, MissingKey
-from quickllama.gguf_tokenizer import KNOWN_PRE
-from quickllama.sentencepiece_merges import sentencepiece_merges
 from quickllama.tokenizer import Tokenizer
+from quickllama.tokenizer.gguf import KNOWN_PRE
+from quickllama.tokenizer.sentencepiece import sentencepiece_merges
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama import checks
-from quickllama.answer import NOT_FOUND, Answer, Passage, Span, merge, widen
 from quickllama.config import GenerationConfig, MemoryConfig
+from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, widen
+from quickllama.documents.passages import retrieved_passages
+from quickllama.documents.retrieval import Grid, Ranking, all_heads, centred_queries, rank_pieces
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import (
     Piece,
@@ -24,10 +26,8 @@ from quickllama.generation import (
     options_from,
     read,
 )
-from quickllama.passages import retrieved_passages
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, Prompt, PromptForm, text_tokens
-from quickllama.retrieval import Grid, Ranking, all_heads, centred_queries, rank_pieces
-from quickllama.text_stream import TextStream
+from quickllama.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
     from quickllama._core import Session

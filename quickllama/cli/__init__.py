@@ -16,9 +16,9 @@ import quickllama
 from quickllama.checks import LARGEST, integer
 from quickllama.config import MODES, WINDOWS, MemoryConfig
 from quickllama.cpu import MOST_THREADS
+from quickllama.documents.passages import MOST_PASSAGES
 from quickllama.errors import Error, InvalidValue
 from quickllama.hub import EMBEDDED
-from quickllama.passages import MOST_PASSAGES
 
 __all__ = ["main"]
 
@@ -78,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "info":
-        from quickllama.command_info import info
+        from quickllama.cli.info import info
 
         return info(chosen.model, as_json=chosen.json)
     if chosen.command == "calibrate":
-        from quickllama.command_calibrate import calibrate
+        from quickllama.cli.calibrate import calibrate
 
         return calibrate(
             chosen.model,
@@ -106,7 +106,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _read_once(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
     """``ask`` and ``chat``: a document."""
-    from quickllama.command_ask import Request, ask, chat
+    from quickllama.cli.ask import Request, ask, chat
 
     request = Request(
         file=chosen.file,
@@ -131,7 +131,7 @@ def _read_once(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
 
 def _reread_all(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
     """``ask --reread-all``."""
-    from quickllama.command_reread import Request, ask_by_rereading
+    from quickllama.cli.reread import Request, ask_by_rereading
 
     request = Request(
         file=chosen.file,

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama._core import Session
+from quickllama.cli.terminal import print_json, tolerate_any_character, wrapped, write_safely
+from quickllama.cli.textfile import read_text
 from quickllama.config import GenerationConfig, MemoryConfig
+from quickllama.documents.passages import Passage, retrieved_passages
 from quickllama.generation import ReadingPlan, check_span, iter_tokens, read
 from quickllama.model import Model
-from quickllama.passages import Passage, retrieved_passages
 from quickllama.progress import showing
 from quickllama.prompt import Prompt, question_prompt, text_tokens
-from quickllama.terminal import print_json, tolerate_any_character, wrapped, write_safely
-from quickllama.text_stream import TextStream
-from quickllama.textfile import read_text
+from quickllama.tokenizer.stream import TextStream
 
 __all__ = ["Request", "ask_by_rereading"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from quickllama.text_cuts import CutRule
+from quickllama.tokenizer.cuts import CutRule
 
 __all__ = ["Backend", "TokenizerSource", "known_cut_rule"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama.errors import InvalidValue
-from quickllama.text_cuts import SPACE
-from quickllama.text_stream import TextStream
+from quickllama.tokenizer.cuts import SPACE
+from quickllama.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
     from quickllama.tokenizer import Tokenizer
@@ -22,7 +22,8 @@ class GrowingText:
     """Text and token ids at the same time; used by one thread at a time.
 
     The tokens of the last characters depend on what follows them, so they are not certain until a
-    safe place to cut comes (``quickllama/text_cuts.py``). Nothing in a text is a special token.
+    safe place to cut comes (``quickllama/tokenizer/cuts.py``). Nothing in a text is a special
+    token.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -7,14 +7,14 @@ import sys
 import time
 from typing import Any
 
-from quickllama.answer import Answer
+from quickllama.cli.terminal import print_json, tolerate_any_character, wrapped, write_safely
+from quickllama.cli.textfile import read_text
 from quickllama.config import MemoryConfig
-from quickllama.document import Document
+from quickllama.documents.answer import Answer
+from quickllama.documents.document import Document
 from quickllama.errors import Error
 from quickllama.model import Model
 from quickllama.prompt import checked_question
-from quickllama.terminal import print_json, tolerate_any_character, wrapped, write_safely
-from quickllama.textfile import read_text
 
 __all__ = ["Request", "ask", "chat"]
 

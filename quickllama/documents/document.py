@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama import checks
-from quickllama.answer import Answer
 from quickllama.arrays import token_ids
-from quickllama.asking import Asking, Snapshot, answer_question
 from quickllama.config import GenerationOptions, MemoryConfig
+from quickllama.documents.answer import Answer
+from quickllama.documents.asking import Asking, Snapshot, answer_question
+from quickllama.documents.growing_text import GrowingText
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import Progress, check_span
-from quickllama.growing_text import GrowingText
 from quickllama.progress import showing
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, checked_question
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quickllama.answer import Passage
 from quickllama.config import MemoryConfig
+from quickllama.documents.answer import Passage
 from quickllama.prompt import Prompt
 
 __all__ = ["MOST_PASSAGES", "Lookup", "Passage", "retrieved_passages"]

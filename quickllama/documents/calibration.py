@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama import checks
-from quickllama.asking import features_of, rank_for
+from quickllama.documents.asking import features_of, rank_for
+from quickllama.documents.facts import Fact, make_facts, ordinary_texts, text_with_facts
+from quickllama.documents.head_store import FoundRule, RetrievalHeads, save_heads
+from quickllama.documents.retrieval import Head, Ranking, all_heads
 from quickllama.errors import InvalidType, InvalidValue
-from quickllama.facts import Fact, make_facts, ordinary_texts, text_with_facts
 from quickllama.generation import Progress
-from quickllama.head_store import FoundRule, RetrievalHeads, save_heads
 from quickllama.progress import showing
-from quickllama.retrieval import Head, Ranking, all_heads
 
 if TYPE_CHECKING:
     from quickllama.model import Model

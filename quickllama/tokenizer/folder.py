@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
-from quickllama.tokenizer_backend import Backend, TokenizerSource, known_cut_rule
+from quickllama.tokenizer.backend import Backend, TokenizerSource, known_cut_rule
 
 __all__ = ["folder_source"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quickllama.head_store import cache_folder
+from quickllama.cli.terminal import print_json
+from quickllama.cli.textfile import read_text
+from quickllama.documents.head_store import cache_folder
 from quickllama.model import Model
-from quickllama.terminal import print_json
-from quickllama.textfile import read_text
 
 __all__ = ["calibrate"]
 

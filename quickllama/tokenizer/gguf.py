@@ -29,14 +29,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from quickllama.errors import InvalidType, InvalidValue, MissingKey
-from quickllama.sentencepiece_merges import sentencepiece_merges
-from quickllama.text_cuts import CutRule
-from quickllama.tokenizer_backend import (
+from quickllama.tokenizer.backend import (
     LLAMA3_PATTERN,
     QWEN2_PATTERN,
     Backend,
     TokenizerSource,
 )
+from quickllama.tokenizer.cuts import CutRule
+from quickllama.tokenizer.sentencepiece import sentencepiece_merges
 
 __all__ = ["gguf_source"]
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from quickllama.chat import ChatTemplate
 from quickllama.errors import InvalidType, InvalidValue
-from quickllama.folder_tokenizer import folder_source
-from quickllama.gguf_tokenizer import gguf_source
-from quickllama.text_cuts import SPACE, AddedTokens, CutRule, Piece, cut_text, last_cut
-from quickllama.text_stream import MAX_ID, TextStream, check_ids
-from quickllama.tokenizer_backend import Backend, TokenizerSource
+from quickllama.tokenizer.backend import Backend, TokenizerSource
+from quickllama.tokenizer.cuts import SPACE, AddedTokens, CutRule, Piece, cut_text, last_cut
+from quickllama.tokenizer.folder import folder_source
+from quickllama.tokenizer.gguf import gguf_source
+from quickllama.tokenizer.stream import MAX_ID, TextStream, check_ids
 
 __all__ = ["TextStream", "Tokenizer"]
 
@@ -80,7 +80,7 @@ class Tokenizer:
         """The tokenizer of a GGUF file, from its metadata: GGUF keys to Python values (arrays as
         sequences).
 
-        Known are byte-level BPE with the pre-tokenizers listed in ``quickllama/gguf_tokenizer.py``,
+        Known are byte-level BPE with the pre-tokenizers listed in ``quickllama/tokenizer/gguf.py``,
         and SentencePiece BPE with byte tokens. Raises InvalidValue, InvalidType or MissingKey,
         naming the key, for anything else.
         """

@@ -8,7 +8,7 @@ RoPE, their mean over the document q̄_h, and the keys k_j before RoPE of a piec
     z_h(b) = (s_h(b) − mean of s_h) / standard deviation of s_h
     score(b) = mean over the chosen heads of z_h(b)
 
-Which heads are chosen depends on the model (:mod:`quickllama.calibration`). The idea of
+Which heads are chosen depends on the model (:mod:`quickllama.documents.calibration`). The idea of
 query-focused retrieval heads: arXiv 2506.09944; the score here is our own. Not in the paper of
 Q-LLM, whose block scores choose per layer.
 """
