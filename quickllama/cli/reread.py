@@ -82,12 +82,15 @@ def _answer(model: Model, request: Request, question: str, prompt: Prompt, text:
     memory = request.memory
     asked = prompt.query_span if memory.mode == "qllm" else None
     plan = ReadingPlan.of(len(prompt.ids), memory, asked)
-    session = model.session(
-        memory, query_span=plan.opening_span, kv_dtype=request.kv_dtype, trace=True
-    )
+    session = model.session(memory, query_span=plan.opening_span, kv_dtype=request.kv_dtype)
+    *most, last = plan.pieces
     started = time.perf_counter()
     with showing(not request.quiet, "reading") as progress:
-        logits = read(session, prompt.ids, plan, progress)
+        if most:
+            read(session, prompt.ids, ReadingPlan(tuple(most), None), progress)
+        # Only now a trace: that of the whole reading would grow with the square of the text.
+        session = session.fork(trace=True)
+        logits = read(session, prompt.ids, ReadingPlan((last,), None), progress)
     reading = time.perf_counter() - started
     tokens, answer = _decode(model, request, session, logits, prompt)
     return Answer(
