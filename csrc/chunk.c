@@ -59,6 +59,7 @@ ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
     m->chunk = n_tokens;
     m->local_first = m->n_tokens >= m->reach ? m->n_tokens - m->reach + 1 : 0;
     ql_status status = ql_kv_reserve(&m->kv, end, err);
+    if (!status && ql_memory_skims(m)) status = ql_keys_reserve(&m->keys, end, err);
     if (!status) status = tables(m, err);
     if (!status) status = room(&m->spans, &m->spans_capacity, most_spans(m), sizeof *m->spans, err);
     if (!status && ql_memory_has_blocks(m)) {
@@ -148,6 +149,11 @@ static void listen(ql_memory *m, int layer, const float *q) {
     }
 }
 
+void ql_memory_note(ql_memory *m, int layer, const float *q, const float *k) {
+    if (ql_memory_ranks(m)) listen(m, layer, q);
+    if (ql_memory_skims(m)) ql_keys_write(&m->keys, m->kernels, layer, m->n_tokens, k, m->chunk);
+}
+
 /* Step 2: the best blocks by s(B, H) + beta s(B, Q) (eq. 5-7; the authors' code: the mean query,
  * one choice for all heads). Returns how many were chosen. */
 static int look_up(ql_memory *m, int layer) {
@@ -166,11 +172,10 @@ static int look_up(ql_memory *m, int layer) {
 }
 
 /* The blocks that a layer of the chunk retrieves: *chosen [as many as returned]. */
-static int retrieve(ql_memory *m, int layer, const float *q, const int32_t **chosen) {
+static int retrieve(ql_memory *m, int layer, const int32_t **chosen) {
     *chosen = m->chosen;
     int n_chosen = 0;
     if (ql_memory_has_blocks(m)) {
-        listen(m, layer, q);
         bool by_score = !m->pinned && m->config.topk > 0;
         if (m->n_blocks > 0 && (by_score || m->config.trace)) n_chosen = look_up(m, layer);
     }
@@ -226,8 +231,9 @@ void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const
     int pieces = (m->chunk + WRITE_TOKENS - 1) / WRITE_TOKENS;
     ql_parallel(pieces > 1 ? m->n_threads : 1, pieces, write_task, &write);
     hear_question(m, layer, q);
+    ql_memory_note(m, layer, q, k);
     const int32_t *chosen;
-    int n_chosen = retrieve(m, layer, q, &chosen);
+    int n_chosen = retrieve(m, layer, &chosen);
     int n_global = global_spans(m, layer, m->spans, chosen, n_chosen);
     int n_local = local_spans(m, layer, m->spans + n_global);
     ql_attention attention = {
@@ -337,6 +343,12 @@ static void represent(ql_memory *m, int layer, int64_t block, int *best) {
     }
 }
 
+/* The chunk's queries count. */
+static void add_queries(ql_memory *m, int layer) {
+    size_t row = ql_memory_width(m);
+    for (size_t i = 0; i < row; i++) m->query_sum[layer * row + i] += m->chunk_sum[layer * row + i];
+}
+
 static void commit_task(void *context, int layer, int thread) {
     (void)thread;
     const commitment *c = context;
@@ -345,8 +357,7 @@ static void commit_task(void *context, int layer, int thread) {
     for (int h = 0; h < m->heads.n_heads; h++)
         m->kernels->add(ql_window_scores(&m->window, layer, h, m->local_first),
                         m->mass + ((size_t)layer * m->heads.n_heads + h) * keys, keys);
-    size_t row = ql_memory_width(m);
-    for (size_t i = 0; i < row; i++) m->query_sum[layer * row + i] += m->chunk_sum[layer * row + i];
+    add_queries(m, layer);
     int best[QL_MAX_REPR];
     if (c->asks) set_question(m, layer, best);
     for (int64_t b = m->n_blocks; b < c->n_blocks; b++) represent(m, layer, b, best);
@@ -364,6 +375,8 @@ void ql_memory_commit(ql_memory *m) {
         if (waiting - P >= n_local) c.n_blocks += (waiting - n_local) / P;
         bool much = m->chunk > 1 || c.asks || c.n_blocks > m->n_blocks;
         ql_parallel(much ? m->n_threads : 1, m->heads.n_layers, commit_task, &c);
+    } else if (ql_memory_skims(m)) {
+        for (int layer = 0; layer < m->heads.n_layers; layer++) add_queries(m, layer);
     }
     m->question.known |= c.asks;
     m->n_first = c.n_first;

@@ -144,6 +144,15 @@ static void add_product(const ql_model *model, ql_workspace *w, float *y, const 
 
 /* ---- the forward pass ---- */
 
+/* The last layer of a session that skims: only its queries and keys are wanted. */
+static void layer_keys(const ql_model *model, ql_memory *memory, ql_workspace *w, int l, int n) {
+    const ql_layer *layer = &model->weights.layers[l];
+    norm(model, w->h, w->x, layer->input_norm, n);
+    ql_linear_job qk[] = {job(w->q, w->h, &layer->q), job(w->k, w->h, &layer->k)};
+    multiply(model, w, qk, 2, n);
+    ql_memory_note(memory, l, w->q, w->k);
+}
+
 static void layer_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, int l, int n) {
     const ql_layer *layer = &model->weights.layers[l];
     norm(model, w->h, w->x, layer->input_norm, n);
@@ -173,9 +182,13 @@ ql_status ql_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, 
     if (status) return status;
     for (int t = 0; t < n; t++)
         ql_matrix_row(model->kernels, w->x + t * E, &model->weights.embed, ids[t]);
-    for (int l = 0; l < model->config.num_hidden_layers; l++) {
+    int last = memory->heads.n_layers - 1; /* of the layers that the memory is for */
+    for (int l = 0; l <= last; l++) {
         if ((status = stopped(feed, err))) return status;
-        layer_forward(model, memory, w, l, n);
+        if (l == last && ql_memory_skims(memory))
+            layer_keys(model, memory, w, l, n);
+        else
+            layer_forward(model, memory, w, l, n);
     }
     if ((status = stopped(feed, err))) return status;
     if (n_logits > 0) {

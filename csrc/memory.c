@@ -18,18 +18,27 @@ static void far_angle(ql_memory *m) {
     ql_rope_table(m->far_cos, m->far_sin, m->inv_freq, m->heads.head_dim / 2, distance, 1);
 }
 
+static size_t sums_of(const ql_memory *m) {
+    return ql_memory_ranks(m) ? (size_t)m->heads.n_layers * ql_memory_width(m) : 0;
+}
+
+/* The sums of queries, all 0. */
+static ql_status allocate_sums(ql_memory *m, ql_error *err) {
+    m->chunk_sum = ql_alloc(sums_of(m) * sizeof *m->chunk_sum);
+    m->query_sum = ql_alloc(sums_of(m) * sizeof *m->query_sum);
+    if (!m->chunk_sum || !m->query_sum)
+        return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for the sums of a session's queries");
+    memset(m->query_sum, 0, sums_of(m) * sizeof *m->query_sum);
+    return QL_OK;
+}
+
 static ql_status allocate(ql_memory *m, ql_error *err) {
     size_t half = (size_t)m->heads.head_dim / 2;
     m->far_cos = ql_alloc(half * sizeof(float));
     m->far_sin = ql_alloc(half * sizeof(float));
     m->query = ql_alloc(ql_memory_width(m) * sizeof(float));
     m->chosen = ql_alloc(((size_t)m->config.topk + 1) * sizeof *m->chosen);
-    size_t sums = ql_memory_has_blocks(m) ? (size_t)m->heads.n_layers * ql_memory_width(m) : 0;
-    m->chunk_sum = ql_alloc(sums * sizeof *m->chunk_sum);
-    m->query_sum = ql_alloc(sums * sizeof *m->query_sum);
-    bool all = m->far_cos && m->far_sin && m->query && m->chosen && m->chunk_sum && m->query_sum;
-    if (all) memset(m->query_sum, 0, sums * sizeof *m->query_sum);
-    if (all) return QL_OK;
+    if (m->far_cos && m->far_sin && m->query && m->chosen) return allocate_sums(m, err);
     return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a session's state");
 }
 
@@ -57,6 +66,14 @@ ql_status ql_memory_init(ql_memory *m, ql_heads heads, const ql_memory_config *c
     return status;
 }
 
+ql_status ql_memory_keep_keys(ql_memory *m, const ql_head *heads, int n, ql_error *err) {
+    ql_status status = ql_keys_init(&m->keys, m->heads, m->config.kv_dtype, heads, n, err);
+    if (status) return status;
+    free(m->chunk_sum);
+    free(m->query_sum);
+    return allocate_sums(m, err);
+}
+
 static ql_status copy_floats(float **to, const float *from, size_t n, ql_error *err) {
     *to = NULL;
     if (!from) return QL_OK;
@@ -72,6 +89,8 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     to->window.scores = NULL;
     to->question.queries = to->question.vectors = NULL;
     to->kv.first = to->kv.pages = to->index.slabs = (ql_store){0};
+    to->keys.slabs = (ql_store){0};
+    to->keys.place = NULL;
     to->trace = (ql_trace){0};
     to->far_cos = to->far_sin = to->cos = to->sin = to->mass = to->query = to->scores =
         to->chunk_sum = NULL;
@@ -84,6 +103,7 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     ql_status status = allocate(to, err);
     if (!status) status = ql_kv_fork(&to->kv, &from->kv, from->n_tokens, err);
     if (!status) status = ql_index_fork(&to->index, &from->index, from->n_blocks, err);
+    if (!status) status = ql_keys_fork(&to->keys, &from->keys, from->n_tokens, err);
     if (!status && !ql_memory_full(from))
         status = ql_window_fork(&to->window, &from->window, from->n_tokens, err);
     if (!status) status = copy_floats(&to->question.vectors, from->question.vectors, question, err);
@@ -97,26 +117,25 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
         return status;
     }
     if (!ql_memory_full(to)) far_angle(to);
-    if (ql_memory_has_blocks(to))
-        memcpy(to->query_sum, from->query_sum, question * sizeof *to->query_sum);
+    memcpy(to->query_sum, from->query_sum, sums_of(to) * sizeof *to->query_sum);
     return QL_OK;
 }
 
 void ql_memory_reset(ql_memory *m) {
     ql_kv_clear(&m->kv);
     ql_store_clear(&m->index.slabs);
+    ql_keys_forget(&m->keys);
     ql_trace_clear(&m->trace);
     m->n_tokens = m->n_first = m->n_blocks = 0;
     m->window.first = 0;
-    if (ql_memory_has_blocks(m))
-        memset(m->query_sum, 0,
-               (size_t)m->heads.n_layers * ql_memory_width(m) * sizeof *m->query_sum);
+    memset(m->query_sum, 0, sums_of(m) * sizeof *m->query_sum);
     ql_memory_pin(m, NULL, -1, NULL);
 }
 
 void ql_memory_clear(ql_memory *m) {
     ql_kv_clear(&m->kv);
     ql_store_clear(&m->index.slabs);
+    ql_keys_clear(&m->keys);
     ql_window_clear(&m->window);
     ql_trace_clear(&m->trace);
     float *floats[] = {m->question.queries,
@@ -142,8 +161,9 @@ size_t ql_memory_bytes(const ql_memory *m) {
                       (size_t)(m->question.end - m->question.begin + 1);
     size_t floats = 2 * m->tables_capacity + m->mass_capacity + m->scores_capacity +
                     (m->question.queries ? question : 0);
-    return ql_kv_bytes(&m->kv) + ql_index_bytes(&m->index) + ql_window_bytes(&m->window) +
-           ql_trace_bytes(&m->trace) + floats * sizeof(float) + m->spans_capacity * sizeof(ql_span);
+    return ql_kv_bytes(&m->kv) + ql_index_bytes(&m->index) + ql_keys_bytes(&m->keys) +
+           ql_window_bytes(&m->window) + ql_trace_bytes(&m->trace) + floats * sizeof(float) +
+           m->spans_capacity * sizeof(ql_span);
 }
 
 ql_status ql_memory_ask(ql_memory *m, int64_t begin, int64_t end, ql_error *err) {

@@ -9,7 +9,7 @@
 #ifndef QL_MEMORY_H
 #define QL_MEMORY_H
 
-#include "kv.h"
+#include "keys.h"
 #include "lookup.h"
 #include "trace.h"
 #include "window.h"
@@ -39,7 +39,8 @@ typedef struct ql_memory {
     ql_index index;
     ql_question question;
     ql_trace trace;
-    double *query_sum; /* [L, H*D] of all queries read, not rotated; only with blocks */
+    ql_keys keys;      /* of every token, where the session skims */
+    double *query_sum; /* [L, H*D] of all queries read, not rotated; where someone may rank */
     int32_t *pinned;   /* [n_pinned] blocks that every lookup chooses; NULL: by score */
     int n_pinned;
 
@@ -67,6 +68,12 @@ static inline bool ql_memory_sinks_only(const ql_memory *m) {
 static inline bool ql_memory_has_blocks(const ql_memory *m) {
     return m->config.mode == QL_INFLLM || m->config.mode == QL_QLLM;
 }
+/* Forgets like the above, and keeps the un-rotated keys of a few heads. */
+static inline bool ql_memory_skims(const ql_memory *m) { return m->keys.n > 0; }
+/* Un-rotated keys of every token are there. */
+static inline bool ql_memory_ranks(const ql_memory *m) {
+    return ql_memory_has_blocks(m) || ql_memory_skims(m);
+}
 static inline size_t ql_memory_width(const ql_memory *m) { /* H*D */
     return (size_t)m->heads.n_heads * m->heads.head_dim;
 }
@@ -78,6 +85,9 @@ static inline int64_t ql_memory_first_waiting(const ql_memory *m) {
 ql_status ql_memory_init(ql_memory *memory, ql_heads heads, const ql_memory_config *config,
                          const ql_kernels *kernels, int n_threads, const double *inv_freq,
                          int sliding_window, ql_error *err);
+/* Before the first token: from now on the keys that the query heads [n] meet are kept for every
+ * token. In modes that forget. */
+ql_status ql_memory_keep_keys(ql_memory *memory, const ql_head *heads, int n, ql_error *err);
 ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err);
 void ql_memory_reset(ql_memory *memory); /* no tokens; the question stays as it is */
 void ql_memory_clear(ql_memory *memory);
@@ -99,7 +109,10 @@ void ql_memory_mean_query(const ql_memory *memory, int layer,
 /* A chunk: its memory is had, each layer attends, and it counts. */
 ql_status ql_memory_begin(ql_memory *memory, int n_tokens, ql_error *err);
 size_t ql_memory_scratch(const ql_memory *memory); /* bytes that attend needs for the chunk begun */
-/* out [T, H*D] from q [T, H*D], k and v [T, G*D], none of them rotated. */
+/* What is kept of the queries [T, H*D] and keys [T, G*D] of a layer whatever it attends to, for a
+ * layer that need not attend. */
+void ql_memory_note(ql_memory *memory, int layer, const float *q, const float *k);
+/* Notes them, and attends: out [T, H*D] from q [T, H*D], k and v [T, G*D], none of them rotated. */
 void ql_memory_attend(ql_memory *memory, int layer, float *out, const float *q, const float *k,
                       const float *v, void *scratch);
 void ql_memory_commit(ql_memory *memory);

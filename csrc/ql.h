@@ -170,13 +170,19 @@ typedef struct ql_feed {
     int64_t question_end;   /* 0, 0: none in this call */
     ql_poll poll;           /* NULL: cannot be stopped */
     void *poll_context;
-    const ql_head *heads; /* [n_heads] whose queries are wanted too; modes QL_INFLLM and QL_QLLM */
+    const ql_head *heads; /* [n_heads] whose queries are wanted too, where ranking is possible */
     int n_heads;
     float *queries; /* out [n_heads, n, D], not rotated */
 } ql_feed;
 
 /* Returns a new, empty session, which keeps the model alive. */
 ql_session *ql_session_new(ql_model *model, const ql_memory_config *memory, ql_error *err);
+/* Returns a new, empty session that skims: only the layers up to the highest of heads [n_heads] are
+ * computed, of the last one only queries and keys. The un-rotated keys of these heads are kept for
+ * every token, all else that leaves the window is forgotten (modes QL_STREAM and QL_INFINITE). It
+ * has no logits; what it is for is ql_session_rank. */
+ql_session *ql_session_skim(ql_model *model, const ql_memory_config *memory, const ql_head *heads,
+                            int n_heads, ql_error *err);
 /* Returns a new session that goes on from here by itself; full pages are shared, the rest is
  * copied. Its trace begins empty, and is kept if trace says so. */
 ql_session *ql_session_fork(ql_session *session, bool trace, ql_error *err);
@@ -195,6 +201,8 @@ ql_status ql_session_feed(ql_session *session, const int32_t *ids, int64_t n, co
                           float *logits, ql_error *err);
 
 int64_t ql_session_length(const ql_session *session);
+bool ql_session_skims(const ql_session *session);
+int ql_session_layers(const ql_session *session);   /* that are computed */
 size_t ql_session_bytes(const ql_session *session); /* memory held, shared pages included */
 int64_t ql_session_blocks(const ql_session *session);
 /* out [B, H*D]; [H*D]. QL_INVALID_VALUE when there is no such layer, or (question) no question
@@ -203,7 +211,8 @@ ql_status ql_session_block_vectors(ql_session *session, int layer, float *out, q
 ql_status ql_session_question_vector(ql_session *session, int layer, float *out, ql_error *err);
 
 /* ---- retrieval: which passages a question is about, and using them ----
- * In the modes QL_INFLLM and QL_QLLM, whose pages keep every token. Not in the paper. */
+ * In the modes QL_INFLLM and QL_QLLM, whose pages keep every token; the first two also in a session
+ * that skims. Not in the paper. */
 
 /* out [H*D]: the mean of a layer's queries, not rotated, over all tokens read. */
 ql_status ql_session_mean_query(ql_session *session, int layer, float *out, ql_error *err);

@@ -29,7 +29,9 @@ static void best_keys(const ranking *r, float *best, ql_head head, const float *
     float products[QL_FEW_ROWS * MOST_KEYS];
     for (int i = 0; i < n; i++) best[i] = -INFINITY;
     while (from < to) {
-        ql_span span = ql_kv_span(&m->kv, head.layer, from, min64(MOST_KEYS, to - from));
+        int64_t most = min64(MOST_KEYS, to - from);
+        ql_span span = ql_memory_skims(m) ? ql_keys_span(&m->keys, head.layer, g, from, most)
+                                          : ql_kv_span(&m->kv, head.layer, from, most);
         size_t at = g * span.k_stride, n_keys = (size_t)span.n;
         if (m->config.kv_dtype == QL_F32)
             m->kernels->dots_f32(products, n_keys, queries, D, (const float *)span.k + at, D, n,

@@ -4,36 +4,19 @@
 #include <stdlib.h>
 
 #include "error.h"
-#include "ql_internal.h"
-#include "retrieval.h"
+#include "timeline.h"
 
 enum { MOST_SETTING = 1 << 20 };
-static const int64_t MOST_RETRIEVED = 1 << 22; /* tokens */
-
-struct ql_session {
-    ql_model *model;
-    ql_memory memory;
-    int64_t front_begin, front_end; /* the question given for the session's start */
-    atomic_size_t bytes;            /* as of the last change, so that anybody may ask at any time */
-    atomic_bool busy;
-};
 
 /* ---- settings ---- */
 
-static ql_status check_range(const char *name, int64_t value, int64_t least, int64_t most,
-                             ql_error *err) {
-    if (value >= least && value <= most) return QL_OK;
-    return ql_fail(err, QL_INVALID_VALUE, "%s must be between %lld and %lld, but is %lld", name,
-                   (long long)least, (long long)most, (long long)value);
-}
-
 static ql_status check_memory(const ql_memory_config *c, ql_error *err) {
-    ql_status status = check_range("n_init", c->n_init, 0, MOST_SETTING, err);
-    if (!status) status = check_range("n_local", c->n_local, 1, MOST_SETTING, err);
-    if (!status) status = check_range("block_size", c->block_size, 1, MOST_SETTING, err);
-    if (!status) status = check_range("topk", c->topk, 0, MOST_SETTING, err);
-    if (!status) status = check_range("repr_topk", c->repr_topk, 1, QL_MAX_REPR, err);
-    if (!status) status = check_range("exc_block_size", c->exc_block_size, 1, MOST_SETTING, err);
+    ql_status status = ql_check_range("n_init", c->n_init, 0, MOST_SETTING, err);
+    if (!status) status = ql_check_range("n_local", c->n_local, 1, MOST_SETTING, err);
+    if (!status) status = ql_check_range("block_size", c->block_size, 1, MOST_SETTING, err);
+    if (!status) status = ql_check_range("topk", c->topk, 0, MOST_SETTING, err);
+    if (!status) status = ql_check_range("repr_topk", c->repr_topk, 1, QL_MAX_REPR, err);
+    if (!status) status = ql_check_range("exc_block_size", c->exc_block_size, 1, MOST_SETTING, err);
     if (status) return status;
     if ((unsigned)c->mode > QL_QLLM)
         return ql_fail(err, QL_INVALID_VALUE, "there is no memory mode number %d", (int)c->mode);
@@ -54,24 +37,10 @@ static ql_status check_memory(const ql_memory_config *c, ql_error *err) {
     if (c->repr_topk > c->block_size)
         return ql_fail(err, QL_INVALID_VALUE, "repr_topk (%d) must be at most block_size (%d)",
                        c->repr_topk, c->block_size);
-    if ((int64_t)c->topk * c->block_size > MOST_RETRIEVED)
+    if ((int64_t)c->topk * c->block_size > QL_MOST_RETRIEVED)
         return ql_fail(err, QL_INVALID_VALUE, "topk * block_size must be at most %lld tokens",
-                       (long long)MOST_RETRIEVED);
+                       (long long)QL_MOST_RETRIEVED);
     return QL_OK;
-}
-
-/* ---- one thread at a time ---- */
-
-static ql_status enter(ql_session *s, ql_error *err) {
-    if (!atomic_exchange_explicit(&s->busy, true, memory_order_acquire)) return QL_OK;
-    return ql_fail(
-        err, QL_BUSY,
-        "this session is in use by another thread: give each thread a session of its own (fork)");
-}
-
-static void leave(ql_session *s) {
-    atomic_store_explicit(&s->bytes, sizeof *s + ql_memory_bytes(&s->memory), memory_order_relaxed);
-    atomic_store_explicit(&s->busy, false, memory_order_release);
 }
 
 /* ---- life ---- */
@@ -88,28 +57,52 @@ static ql_session *session_of(ql_model *model, ql_error *err) {
     return s;
 }
 
-ql_session *ql_session_new(ql_model *model, const ql_memory_config *config, ql_error *err) {
-    if (!model->sealed) {
-        ql_fail(err, QL_INVALID_VALUE,
-                "the model has no weights yet: set all tensors and seal it first");
-        return NULL;
-    }
-    if (check_memory(config, err)) return NULL;
+/* A session over the model's first layers; with n_kept > 0 it skims and keeps these heads' keys. */
+static ql_session *new_session(ql_model *model, const ql_memory_config *config, int n_layers,
+                               const ql_head *kept, int n_kept, ql_error *err) {
+    ql_heads heads = ql_model_heads(model);
     ql_session *s = session_of(model, err);
     if (!s) return NULL;
-    ql_status status =
-        ql_memory_init(&s->memory, ql_model_heads(model), config, model->kernels, model->n_threads,
-                       model->inv_freq, model->config.sliding_window, err);
+    heads.n_layers = n_layers;
+    ql_status status = ql_memory_init(&s->memory, heads, config, model->kernels, model->n_threads,
+                                      model->inv_freq, model->config.sliding_window, err);
+    if (!status && n_kept > 0) status = ql_memory_keep_keys(&s->memory, kept, n_kept, err);
     if (status) {
         ql_session_free(s);
         return NULL;
     }
-    leave(s);
+    ql_leave(s);
     return s;
 }
 
+static ql_status check_new(const ql_model *model, const ql_memory_config *config, ql_error *err) {
+    if (model->sealed) return check_memory(config, err);
+    return ql_fail(err, QL_INVALID_VALUE,
+                   "the model has no weights yet: set all tensors and seal it first");
+}
+
+ql_session *ql_session_new(ql_model *model, const ql_memory_config *config, ql_error *err) {
+    if (check_new(model, config, err)) return NULL;
+    return new_session(model, config, model->config.num_hidden_layers, NULL, 0, err);
+}
+
+ql_session *ql_session_skim(ql_model *model, const ql_memory_config *config, const ql_head *heads,
+                            int n_heads, ql_error *err) {
+    if (check_new(model, config, err)) return NULL;
+    ql_status status = ql_check_range("the number of heads", n_heads, 1, INT32_MAX / 2, err);
+    if (!status && config->mode != QL_STREAM && config->mode != QL_INFINITE)
+        status = ql_fail(err, QL_INVALID_VALUE,
+                         "skimming forgets what leaves the window: its mode is stream or infinite");
+    int last = 0;
+    for (int i = 0; i < n_heads && !status; i++) {
+        status = ql_check_head(model, heads[i], err);
+        if (heads[i].layer > last) last = heads[i].layer;
+    }
+    return status ? NULL : new_session(model, config, last + 1, heads, n_heads, err);
+}
+
 ql_session *ql_session_fork(ql_session *s, bool trace, ql_error *err) {
-    if (enter(s, err)) return NULL;
+    if (ql_enter(s, err)) return NULL;
     ql_session *fork = session_of(s->model, err);
     if (fork) {
         fork->front_begin = s->front_begin;
@@ -119,10 +112,10 @@ ql_session *ql_session_fork(ql_session *s, bool trace, ql_error *err) {
             fork = NULL;
         } else {
             fork->memory.config.trace = trace;
-            leave(fork);
+            ql_leave(fork);
         }
     }
-    leave(s);
+    ql_leave(s);
     return fork;
 }
 
@@ -153,7 +146,7 @@ static ql_status check_span(const ql_session *s, int64_t begin, int64_t end, ql_
 }
 
 ql_status ql_session_set_question(ql_session *s, int64_t begin, int64_t end, ql_error *err) {
-    ql_status status = enter(s, err);
+    ql_status status = ql_enter(s, err);
     if (status) return status;
     status = check_span(s, begin, end, err);
     if (!status && s->memory.n_tokens > 0)
@@ -165,19 +158,19 @@ ql_status ql_session_set_question(ql_session *s, int64_t begin, int64_t end, ql_
         s->front_begin = begin;
         s->front_end = end;
     }
-    leave(s);
+    ql_leave(s);
     return status;
 }
 
 ql_status ql_session_reset(ql_session *s, ql_error *err) {
-    ql_status status = enter(s, err);
+    ql_status status = ql_enter(s, err);
     if (status) return status;
     if (s->front_end > s->front_begin)
         status = ql_memory_ask(&s->memory, s->front_begin, s->front_end, err);
     else
         ql_memory_unask(&s->memory);
     if (!status) ql_memory_reset(&s->memory);
-    leave(s);
+    ql_leave(s);
     return status;
 }
 
@@ -226,25 +219,6 @@ static ql_status check_question(const ql_session *s, int64_t n, const ql_feed *f
     return QL_OK;
 }
 
-static ql_status check_blocks(const ql_session *s, ql_error *err) {
-    ql_mode mode = s->memory.config.mode;
-    if (mode == QL_INFLLM || mode == QL_QLLM) return QL_OK;
-    return ql_fail(err, QL_INVALID_VALUE,
-                   "retrieval needs a memory of mode infllm or qllm, which keeps every token");
-}
-
-static ql_status check_heads(const ql_session *s, const ql_head *heads, int n, ql_error *err) {
-    const ql_config *c = &s->model->config;
-    for (int i = 0; i < n; i++)
-        if (heads[i].layer < 0 || heads[i].layer >= c->num_hidden_layers || heads[i].head < 0 ||
-            heads[i].head >= c->num_attention_heads)
-            return ql_fail(err, QL_INVALID_VALUE,
-                           "there is no head %d in layer %d: the model has %d layers of %d heads",
-                           heads[i].head, heads[i].layer, c->num_hidden_layers,
-                           c->num_attention_heads);
-    return check_blocks(s, err);
-}
-
 /* Reads n valid ids; logits [keep, V] of the last keep tokens. */
 static ql_status feed_chunks(ql_session *s, const int32_t *ids, int64_t n, int64_t keep,
                              const ql_feed *feed, float *logits, ql_error *err) {
@@ -271,11 +245,17 @@ static ql_status feed_chunks(ql_session *s, const int32_t *ids, int64_t n, int64
 
 ql_status ql_session_feed(ql_session *s, const int32_t *ids, int64_t n, const ql_feed *feed,
                           float *logits, ql_error *err) {
-    ql_status status = enter(s, err);
+    ql_status status = ql_enter(s, err);
     if (status) return status;
     status = check_ids(s, ids, n, err);
     if (!status) status = check_question(s, n, feed, err);
-    if (!status && feed->n_heads) status = check_heads(s, feed->heads, feed->n_heads, err);
+    if (!status && logits && ql_memory_skims(&s->memory))
+        status = ql_fail(err, QL_INVALID_VALUE,
+                         "this session skims: it computes %d of the model's %d layers and has no "
+                         "logits",
+                         s->memory.heads.n_layers, s->model->config.num_hidden_layers);
+    if (!status && feed->n_heads)
+        status = ql_check_heads(s, feed->heads, feed->n_heads, false, err);
     ql_memory *m = &s->memory;
     ql_question before = m->question;
     bool asks = !status && feed->question_end > 0;
@@ -296,7 +276,7 @@ ql_status ql_session_feed(ql_session *s, const int32_t *ids, int64_t n, const ql
         free(before.queries);
         free(before.vectors);
     }
-    leave(s);
+    ql_leave(s);
     return status;
 }
 
@@ -311,95 +291,17 @@ ql_status ql_model_forward(ql_model *model, const int32_t *ids, int64_t n, int64
     ql_session *s = ql_session_new(model, &full, err);
     if (!s) return err ? err->code : QL_FAILED;
     ql_status status = check_ids(s, ids, n, err);
-    if (!status) status = check_range("the number of logits to keep", keep, 0, n, err);
+    if (!status) status = ql_check_range("the number of logits to keep", keep, 0, n, err);
     if (!status) status = feed_chunks(s, ids, n, keep, feed, logits, err);
     ql_session_free(s);
     return status;
 }
 
-/* ---- retrieval ---- */
-
-ql_status ql_session_mean_query(ql_session *s, int layer, float *out, ql_error *err) {
-    ql_status status = enter(s, err);
-    if (status) return status;
-    status = check_range("layer", layer, 0, s->memory.heads.n_layers - 1, err);
-    if (!status) status = check_blocks(s, err);
-    if (!status) ql_memory_mean_query(&s->memory, layer, out);
-    leave(s);
-    return status;
-}
-
-ql_status ql_session_rank(ql_session *s, const ql_head *heads, int n_heads, const float *queries,
-                          int n_queries, int64_t begin, int64_t end, int64_t piece, float *scores,
-                          ql_error *err) {
-    ql_status status = enter(s, err);
-    if (status) return status;
-    status = check_heads(s, heads, n_heads, err);
-    if (!status) status = check_range("the number of heads", n_heads, 1, INT32_MAX / 2, err);
-    if (!status) status = check_range("the number of queries", n_queries, 1, INT32_MAX / 2, err);
-    if (!status) status = check_range("end", end, 1, s->memory.n_tokens, err);
-    if (!status) status = check_range("begin", begin, 0, end - 1, err);
-    if (!status) status = check_range("piece", piece, 1, INT32_MAX, err);
-    if (!status) /* each is an item of work at most */
-        status = check_range("pieces times heads", (end - begin + piece - 1) / piece * n_heads, 1,
-                             INT32_MAX / 2, err);
-    if (!status) ql_rank(&s->memory, scores, heads, n_heads, queries, n_queries, begin, end, piece);
-    leave(s);
-    return status;
-}
-
-static ql_status check_ascending(const char *what, int64_t value, int64_t least, int64_t most,
-                                 ql_error *err) {
-    if (value >= least && value < most) return QL_OK;
-    return ql_fail(
-        err, QL_INVALID_VALUE,
-        "%s must ascend, each below %lld, but %lld came where at least %lld was expected", what,
-        (long long)most, (long long)value, (long long)least);
-}
-
-ql_status ql_session_pin(ql_session *s, const int32_t *blocks, int n, ql_error *err) {
-    ql_status status = enter(s, err);
-    if (status) return status;
-    status = check_blocks(s, err);
-    for (int i = 0; i < n && !status; i++)
-        status = check_ascending("pinned blocks", blocks[i], i ? blocks[i - 1] + (int64_t)1 : 0,
-                                 s->memory.n_blocks, err);
-    if (!status && n > 0 && (int64_t)n * s->memory.config.block_size > MOST_RETRIEVED)
-        status = ql_fail(err, QL_INVALID_VALUE, "pinned blocks must hold at most %lld tokens",
-                         (long long)MOST_RETRIEVED);
-    if (!status) status = ql_memory_pin(&s->memory, blocks, n, err);
-    leave(s);
-    return status;
-}
-
-ql_session *ql_session_excerpt(ql_session *s, const int64_t *ranges, int n, ql_error *err) {
-    if (enter(s, err)) return NULL;
-    ql_status status = check_blocks(s, err);
-    int64_t tokens = 0;
-    for (int i = 0; i < n && !status; i++) {
-        status = check_ascending("ranges of an excerpt", ranges[2 * i], i ? ranges[2 * i - 1] : 0,
-                                 s->memory.n_tokens, err);
-        if (!status)
-            status = check_ascending("ranges of an excerpt", ranges[2 * i + 1], ranges[2 * i] + 1,
-                                     s->memory.n_tokens + 1, err);
-        if (!status) tokens += ranges[2 * i + 1] - ranges[2 * i];
-    }
-    if (!status) status = check_range("the tokens of an excerpt", tokens, 1, QL_MAX_FULL, err);
-    ql_memory_config full = s->memory.config;
-    full.mode = QL_FULL;
-    ql_session *excerpt = status ? NULL : ql_session_new(s->model, &full, err);
-    if (excerpt && ql_take_excerpt(&excerpt->memory, &s->memory, ranges, n, err)) {
-        ql_session_free(excerpt);
-        excerpt = NULL;
-    }
-    if (excerpt) leave(excerpt);
-    leave(s);
-    return excerpt;
-}
-
 /* ---- what one may know ---- */
 
 int64_t ql_session_length(const ql_session *s) { return s->memory.n_tokens; }
+bool ql_session_skims(const ql_session *s) { return ql_memory_skims(&s->memory); }
+int ql_session_layers(const ql_session *s) { return s->memory.heads.n_layers; }
 int64_t ql_session_blocks(const ql_session *s) { return s->memory.n_blocks; }
 size_t ql_session_bytes(const ql_session *s) {
     return atomic_load_explicit(&s->bytes, memory_order_relaxed);
@@ -410,18 +312,18 @@ const ql_trace_record *ql_session_trace(const ql_session *s, int64_t index) {
 }
 
 ql_status ql_session_block_vectors(ql_session *s, int layer, float *out, ql_error *err) {
-    ql_status status = enter(s, err);
+    ql_status status = ql_enter(s, err);
     if (status) return status;
-    status = check_range("layer", layer, 0, s->memory.heads.n_layers - 1, err);
+    status = ql_check_layer(s, layer, err);
     if (!status) ql_memory_block_vectors(&s->memory, layer, out);
-    leave(s);
+    ql_leave(s);
     return status;
 }
 
 ql_status ql_session_question_vector(ql_session *s, int layer, float *out, ql_error *err) {
-    ql_status status = enter(s, err);
+    ql_status status = ql_enter(s, err);
     if (status) return status;
-    status = check_range("layer", layer, 0, s->memory.heads.n_layers - 1, err);
+    status = ql_check_layer(s, layer, err);
     if (!status && !s->memory.question.known)
         status = ql_fail(err, QL_INVALID_VALUE,
                          "there is no question vector yet: it is set when a question span has been "
@@ -429,6 +331,6 @@ ql_status ql_session_question_vector(ql_session *s, int layer, float *out, ql_er
                          "tokens wait",
                          s->memory.config.n_local);
     if (!status) ql_memory_question_vector(&s->memory, layer, out);
-    leave(s);
+    ql_leave(s);
     return status;
 }

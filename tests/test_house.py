@@ -25,7 +25,7 @@ LAYERS = (
     ("threads", "kernels", "store", "rope", "quant", "trace"),
     ("blas",),
     ("linear", "kv"),
-    ("window", "lookup", "attention"),
+    ("window", "lookup", "attention", "keys"),
     ("memory", "pieces", "tiles"),
     ("chunk",),
     ("retrieval",),
@@ -33,6 +33,7 @@ LAYERS = (
     ("ql_internal",),
     ("model",),
     ("forward",),
+    ("timeline",),
     ("session",),
 )
 # The core answers through ql_error alone: process, streams and environment are the caller's.

@@ -7,7 +7,7 @@
 /* The keyword arguments of Session() in the order of its signature (borrowed); NULL: not given. */
 typedef struct session_options {
     PyObject *mode, *n_init, *n_local, *block_size, *topk, *repr_topk, *exc_block_size;
-    PyObject *question_weight, *mask, *kv_dtype, *query_span, *trace;
+    PyObject *question_weight, *mask, *kv_dtype, *query_span, *trace, *skim_heads;
 } session_options;
 
 bool qlpy_memory(module_state *state, const session_options *given, ql_memory_config *out);

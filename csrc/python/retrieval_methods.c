@@ -23,8 +23,7 @@ static PyArrayObject *array_of(module_state *state, PyObject *value, int type, i
     return (PyArrayObject *)array;
 }
 
-/* Heads [n] from an array [n, 2] of (layer, head), n >= 1; to be freed with PyMem_Free. */
-static ql_head *heads_of(module_state *state, PyObject *value, int *n) {
+ql_head *qlpy_heads(module_state *state, PyObject *value, int *n) {
     PyArrayObject *array =
         array_of(state, value, NPY_INT64, 2, "heads must be integers [n, 2], (layer, head) each");
     if (!array) {
@@ -58,8 +57,8 @@ const char qlpy_listen_doc[] =
     "Reads tokens as feed() does, and returns the queries of some heads in place of logits.\n\n"
     "ids, query_span: as in feed(). heads: integers [n_heads, 2], (layer, query head) each.\n"
     "Returns a new float32 array [n_heads, T, head_dim], not rotated.\n\n"
-    "For the modes infllm and qllm. Raises what feed() raises, and InvalidValue for heads that\n"
-    "the model has not.";
+    "For the modes infllm and qllm, and for sessions that skim. Raises what feed() raises, and\n"
+    "InvalidValue for heads that the model has not, or that lie above what is computed.";
 
 PyObject *qlpy_listen(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"ids", "heads", "query_span", NULL};
@@ -72,7 +71,7 @@ PyObject *qlpy_listen(PyObject *object, PyObject *args, PyObject *kwargs) {
         return NULL;
     }
     const ql_config *config = qlpy_session_config(self);
-    ql_head *heads = heads_of(self->state, heads_given, &options.n_heads);
+    ql_head *heads = qlpy_heads(self->state, heads_given, &options.n_heads);
     PyArrayObject *ids = heads ? qlpy_ids(self->state, ids_given, config->vocab_size) : NULL;
     npy_intp shape[] = {options.n_heads, ids ? PyArray_SIZE(ids) : 0, config->head_dim};
     PyArrayObject *queries = ids ? qlpy_floats(3, shape) : NULL;
@@ -100,8 +99,8 @@ const char qlpy_mean_query_doc[] =
     "mean_query($self, layer, /)\n"
     "--\n\n"
     "The mean of a layer's queries, not rotated, over all tokens read so far.\n\n"
-    "layer: 0 ... L - 1. Returns a new float32 array [heads * head_dim]. For the modes infllm\n"
-    "and qllm. Raises InvalidValue, InvalidType, Busy.";
+    "layer: 0 ... n_layers - 1. Returns a new float32 array [heads * head_dim]. For the modes\n"
+    "infllm and qllm, and for sessions that skim. Raises InvalidValue, InvalidType, Busy.";
 
 PyObject *qlpy_mean_query(PyObject *object, PyObject *layer_given) {
     session_object *self = (session_object *)object;
@@ -133,7 +132,8 @@ const char qlpy_rank_doc[] =
     "[n_heads, n_queries, head_dim], not rotated.\n"
     "Returns a new float32 array [n_heads, pieces]: the mean over the queries of the largest\n"
     "product of the query with an un-rotated key of the piece.\n\n"
-    "For the modes infllm and qllm. Raises InvalidValue, InvalidType, Busy, MemoryError.";
+    "For the modes infllm and qllm, and for the heads that a session skims for. Raises\n"
+    "InvalidValue, InvalidType, Busy, MemoryError.";
 
 PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"heads", "queries", "begin", "end", "piece", NULL};
@@ -148,7 +148,7 @@ PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs) {
         return NULL;
     }
     int n_heads = 0;
-    ql_head *heads = heads_of(self->state, heads_given, &n_heads);
+    ql_head *heads = qlpy_heads(self->state, heads_given, &n_heads);
     PyArrayObject *queries =
         heads ? array_of(self->state, queries_given, NPY_FLOAT32, 3,
                          "queries must be float32 [n_heads, n_queries, head_dim]")

@@ -5,6 +5,7 @@
 #include "convert.h"
 
 #include <stdatomic.h>
+#include <structmember.h>
 
 typedef struct session_object {
     PyObject ob_base;
@@ -25,8 +26,16 @@ void qlpy_leave(session_object *self);
 
 const ql_config *qlpy_session_config(const session_object *self);
 
+extern PyGetSetDef qlpy_session_attributes[];
+extern PyMemberDef qlpy_session_members[];
+PyObject *qlpy_session_repr(PyObject *object);
+
 /* A Session without its core session; new reference. */
 session_object *qlpy_alloc_session(module_state *state, PyObject *model, weights *owned);
+
+/* Heads [n] from an array [n, 2] of (layer, head), n >= 1; to be freed with PyMem_Free. Those that
+ * no model has are (-1, -1). */
+ql_head *qlpy_heads(module_state *state, PyObject *value, int *n);
 
 /* Methods that find and reuse passages (retrieval_methods.c). */
 extern const char qlpy_listen_doc[], qlpy_mean_query_doc[], qlpy_rank_doc[], qlpy_pin_doc[];

@@ -1,9 +1,6 @@
 /* The type Session: one timeline of tokens over a model. */
-#include "session.h" /* Python.h, before the next */
-
-#include <structmember.h>
-
 #include "options.h"
+#include "session.h"
 
 /* ---- one call at a time ---- */
 
@@ -67,14 +64,20 @@ session_object *qlpy_alloc_session(module_state *state, PyObject *model, weights
 static bool create(session_object *self, const session_options *given) {
     ql_error err = {0};
     ql_model *model = qlpy_weights_model(self->weights);
+    ql_head *heads = NULL; /* only these are skimmed for */
+    int n_heads = 0;
     if (!qlpy_memory(self->state, given, &self->memory) ||
         (given->query_span &&
-         !qlpy_span(self->state, given->query_span, &self->question_begin, &self->question_end))) {
+         !qlpy_span(self->state, given->query_span, &self->question_begin, &self->question_end)) ||
+        (given->skim_heads && given->skim_heads != Py_None &&
+         !(heads = qlpy_heads(self->state, given->skim_heads, &n_heads)))) {
         return false;
     }
     PyThreadState *thread = PyEval_SaveThread();
-    self->session = ql_session_new(model, &self->memory, &err);
+    self->session = heads ? ql_session_skim(model, &self->memory, heads, n_heads, &err)
+                          : ql_session_new(model, &self->memory, &err);
     PyEval_RestoreThread(thread);
+    PyMem_Free(heads);
     if (!self->session) {
         return qlpy_raise(self->state, err.code, &err);
     }
@@ -87,18 +90,18 @@ static bool create(session_object *self, const session_options *given) {
 }
 
 static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"model",           "mode", "n_init",    "n_local",
-                            "block_size",      "topk", "repr_topk", "exc_block_size",
-                            "question_weight", "mask", "kv_dtype",  "query_span",
-                            "trace",           NULL};
+    static char *names[] = {"model",           "mode",       "n_init",    "n_local",
+                            "block_size",      "topk",       "repr_topk", "exc_block_size",
+                            "question_weight", "mask",       "kv_dtype",  "query_span",
+                            "trace",           "skim_heads", NULL};
     PyObject *model = NULL;
     session_options given = {0};
     module_state *state = PyType_GetModuleState(type);
     if (!state || !PyArg_ParseTupleAndKeywords(
-                      args, kwargs, "O|$OOOOOOOOOOOO:Session", names, &model, &given.mode,
+                      args, kwargs, "O|$OOOOOOOOOOOOO:Session", names, &model, &given.mode,
                       &given.n_init, &given.n_local, &given.block_size, &given.topk,
                       &given.repr_topk, &given.exc_block_size, &given.question_weight, &given.mask,
-                      &given.kv_dtype, &given.query_span, &given.trace)) {
+                      &given.kv_dtype, &given.query_span, &given.trace, &given.skim_heads)) {
         return NULL;
     }
     PyObject *const *options = (PyObject *const *)&given;
@@ -189,7 +192,8 @@ static const char feed_doc[] =
     "    earlier one.\n\n"
     "Returns a new float32 array: [vocab], or [T, vocab] with all_logits.\n\n"
     "Raises InvalidValue (an id out of range, no token, a span outside of ids, a question\n"
-    "longer than the window), InvalidType (ids that are no integers), Busy (the session is\n"
+    "longer than the window, a session that skims), InvalidType (ids that are no integers), Busy "
+    "(the session is\n"
     "in use), MemoryError.\n\n"
     "Each execution chunk is read as a whole or not at all: after any\n"
     "exception, KeyboardInterrupt included, the session stands at the end of a chunk, len()\n"
@@ -238,6 +242,39 @@ static PyObject *session_feed(PyObject *object, PyObject *args, PyObject *kwargs
     }
     Py_XDECREF((PyObject *)ids);
     return (PyObject *)logits;
+}
+
+static const char read_doc[] =
+    "read($self, ids, query_span=None)\n"
+    "--\n\n"
+    "Reads tokens as feed() does, without their logits; for sessions that skim, too.\n\n"
+    "Raises what feed() raises.";
+
+static PyObject *session_read(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"ids", "query_span", NULL};
+    session_object *self = (session_object *)object;
+    PyObject *ids_given, *span_given = Py_None;
+    ql_feed options = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:read", names, &ids_given, &span_given) ||
+        !qlpy_span(self->state, span_given, &options.question_begin, &options.question_end)) {
+        return NULL;
+    }
+    PyArrayObject *ids = qlpy_ids(self->state, ids_given, qlpy_session_config(self)->vocab_size);
+    bool done = false;
+    if (ids && qlpy_enter(self)) {
+        ql_error err = {0};
+        interruptible call;
+        qlpy_release_gil(&call, &options);
+        ql_status status = ql_session_feed(self->session, PyArray_DATA(ids), PyArray_SIZE(ids),
+                                           &options, NULL, &err);
+        done = qlpy_take_gil(&call, self->state, status, &err);
+        qlpy_leave(self);
+    }
+    Py_XDECREF((PyObject *)ids);
+    if (!done) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
 }
 
 static Py_ssize_t session_length(PyObject *object) {
@@ -320,128 +357,10 @@ static PyObject *session_question_vector(PyObject *object, PyObject *layer) {
     return (PyObject *)out;
 }
 
-/* ---- attributes ---- */
-
-static PyObject *get_trace(PyObject *object, void *unused) {
-    (void)unused;
-    session_object *self = (session_object *)object;
-    if (!self->memory.trace) {
-        return qlpy_fail(self->state, QL_INVALID_VALUE,
-                         "this session keeps no trace; make it with trace=True");
-    }
-    if (!qlpy_enter(self)) {
-        return NULL;
-    }
-    PyObject *list = qlpy_trace(self->state, self->session);
-    qlpy_leave(self);
-    return list;
-}
-
-static PyObject *get_nbytes(PyObject *object, void *unused) {
-    (void)unused;
-    session_object *self = (session_object *)object;
-    if (!qlpy_enter(self)) {
-        return NULL;
-    }
-    size_t n_bytes = ql_session_bytes(self->session);
-    qlpy_leave(self);
-    return PyLong_FromSize_t(n_bytes);
-}
-
-static PyObject *get_n_blocks(PyObject *object, void *unused) {
-    (void)unused;
-    session_object *self = (session_object *)object;
-    if (!qlpy_enter(self)) {
-        return NULL;
-    }
-    int64_t n_blocks = ql_session_blocks(self->session);
-    qlpy_leave(self);
-    return PyLong_FromLongLong(n_blocks);
-}
-
-static PyObject *get_model(PyObject *object, void *unused) {
-    (void)unused;
-    PyObject *model = ((session_object *)object)->model;
-    model = model ? model : Py_None;
-    Py_INCREF(model);
-    return model;
-}
-
-static PyObject *get_query_span(PyObject *object, void *unused) {
-    (void)unused;
-    session_object *self = (session_object *)object;
-    if (self->question_end == 0) {
-        Py_RETURN_NONE;
-    }
-    return Py_BuildValue("(LL)", (long long)self->question_begin, (long long)self->question_end);
-}
-
-static PyObject *get_mode(PyObject *object, void *unused) {
-    (void)unused;
-    return PyUnicode_FromString(qlpy_mode_name(((session_object *)object)->memory.mode));
-}
-
-static PyObject *get_mask(PyObject *object, void *unused) {
-    (void)unused;
-    return PyUnicode_FromString(qlpy_mask_name(((session_object *)object)->memory.mask));
-}
-
-static PyObject *get_kv_dtype(PyObject *object, void *unused) {
-    (void)unused;
-    return PyUnicode_FromString(ql_dtype_name(((session_object *)object)->memory.kv_dtype));
-}
-
-static PyGetSetDef attributes[] = {
-    {"model", get_model, NULL, PyDoc_STR("The Model that this session reads with."), NULL},
-    {"mode", get_mode, NULL, PyDoc_STR("'full', 'stream', 'infinite', 'infllm' or 'qllm'."), NULL},
-    {"mask", get_mask, NULL, PyDoc_STR("'exact' or 'authors'."), NULL},
-    {"kv_dtype", get_kv_dtype, NULL,
-     PyDoc_STR("How keys, values and block vectors are held: 'float32' or 'bfloat16'."), NULL},
-    {"query_span", get_query_span, NULL,
-     PyDoc_STR("(start, end) of the question as given when the session was made, or None."), NULL},
-    {"trace", get_trace, NULL,
-     PyDoc_STR("A new list of one TraceRecord per execution chunk and layer, in the order of\n"
-               "computation, since the session was made or reset. Raises InvalidValue when the\n"
-               "session was made without trace=True, and Busy."),
-     NULL},
-    {"n_blocks", get_n_blocks, NULL, PyDoc_STR("Blocks in the memory, B."), NULL},
-    {"nbytes", get_nbytes, NULL,
-     PyDoc_STR("Bytes of memory held, blocks shared with forks included."), NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
-#define MEMBER(name, type, doc)                                                                    \
-    {#name, type, offsetof(session_object, memory) + offsetof(ql_memory_config, name), READONLY,   \
-     PyDoc_STR(doc)}
-
-static PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(session_object, weak_references), READONLY, NULL},
-    MEMBER(n_init, T_INT, "First tokens, always attended."),
-    MEMBER(n_local, T_INT, "Tokens of the sliding window."),
-    MEMBER(block_size, T_INT, "Tokens of a block, P."),
-    MEMBER(topk, T_INT, "Blocks retrieved per layer and chunk."),
-    MEMBER(repr_topk, T_INT, "Tokens that represent a block, or the question; R."),
-    MEMBER(exc_block_size, T_INT, "Most tokens of an execution chunk."),
-    MEMBER(question_weight, T_FLOAT, "Weight of the question in the lookup, the paper's beta."),
-    {NULL, 0, 0, 0, NULL},
-};
-
-static PyObject *session_repr(PyObject *object) {
-    session_object *self = (session_object *)object;
-    const ql_memory_config *memory = &self->memory;
-    if (atomic_exchange(&self->in_use, true)) {
-        return PyUnicode_FromFormat("<Session %s, computing>", qlpy_mode_name(memory->mode));
-    }
-    long long length = ql_session_length(self->session);
-    long long n_blocks = ql_session_blocks(self->session);
-    size_t n_kib = ql_session_bytes(self->session) >> 10;
-    qlpy_leave(self);
-    return qlpy_memory_repr(memory, length, n_blocks, n_kib);
-}
-
 static const char session_doc[] =
     "Session(model, *, mode, n_init, n_local, block_size, topk, repr_topk, exc_block_size,\n"
-    "        question_weight, mask, kv_dtype, query_span=None, trace=False)\n"
+    "        question_weight, mask, kv_dtype, query_span=None, trace=False,\n"
+    "        skim_heads=None)\n"
     "--\n\n"
     "One timeline of tokens over a model: what was read, as the memory of the chosen mode\n"
     "keeps it.\n\n"
@@ -451,12 +370,17 @@ static const char session_doc[] =
     "question_weight: the paper's beta. mask: 'exact' or 'authors'.\n"
     "kv_dtype: 'float32' or 'bfloat16'.\n"
     "query_span: (start, end) of the question, counted from the session's first token.\n"
-    "trace: keep a TraceRecord per execution chunk and layer.\n\n"
+    "trace: keep a TraceRecord per execution chunk and layer.\n"
+    "skim_heads: integers [n, 2], (layer, query head) each: compute only the layers up to the\n"
+    "    highest of these heads, and keep nothing but their un-rotated keys of what leaves the\n"
+    "    window; for the modes stream and infinite. Such a session has no logits: it is for\n"
+    "    read(), listen() and rank(). None: all layers.\n\n"
     "Keeps the model alive. Used by one thread at a time; a second call gets Busy.\n"
     "Raises InvalidValue, InvalidType, MemoryError, Busy (a Model never initialised).";
 
 static PyMethodDef methods[] = {
     {"feed", (PyCFunction)(void (*)(void))session_feed, METH_VARARGS | METH_KEYWORDS, feed_doc},
+    {"read", (PyCFunction)(void (*)(void))session_read, METH_VARARGS | METH_KEYWORDS, read_doc},
     {"fork", (PyCFunction)(void (*)(void))session_fork, METH_VARARGS | METH_KEYWORDS, fork_doc},
     {"reset", session_reset, METH_NOARGS, reset_doc},
     {"block_vectors", session_block_vectors, METH_O, block_vectors_doc},
@@ -477,10 +401,10 @@ PyTypeObject *qlpy_session_type(PyObject *module) {
         {Py_tp_dealloc, session_dealloc},
         {Py_tp_traverse, session_traverse},
         {Py_tp_clear, session_clear},
-        {Py_tp_repr, session_repr},
+        {Py_tp_repr, qlpy_session_repr},
         {Py_tp_methods, methods},
-        {Py_tp_members, members},
-        {Py_tp_getset, attributes},
+        {Py_tp_members, qlpy_session_members},
+        {Py_tp_getset, qlpy_session_attributes},
         {Py_sq_length, session_length},
         {0, NULL},
     };
