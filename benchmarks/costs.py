@@ -27,23 +27,28 @@ def keys_while_decoding(memory: MemoryConfig, n_tokens: int) -> float:
     return min(n_tokens, full + (memory.block_size - 1) / 2)
 
 
-def flops_of_reading(config: ModelConfig, n_keys: float) -> float:
-    """Operations for one token that sees ``n_keys`` keys: 2 for each weight, 4 for each key, query
-    head and dimension. The head counts for one token of a call only, and is left out."""
+def flops_of_reading(config: ModelConfig, n_keys: float) -> tuple[float, float]:
+    """Operations for one token that sees ``n_keys`` keys, in linear layers and in attention: 2 for
+    each weight; 4 for each key, query head and dimension. The head counts for one token of a call
+    only, and is left out."""
     width = config.num_attention_heads * config.head_dim
-    return 2 * linear_parameters(config) + 4 * width * config.num_hidden_layers * n_keys
+    return 2 * linear_parameters(config), 4 * width * config.num_hidden_layers * n_keys
 
 
 def bytes_of_decoding(
-    config: ModelConfig, memory: MemoryConfig, n_tokens: int, dtype: str, kv_dtype: str
+    config: ModelConfig, memory: MemoryConfig, n_tokens: int, held: float, kv_dtype: str
 ) -> float:
-    """Bytes read for one new token: weights with the head, keys and values seen, block vectors."""
+    """Bytes read for one new token: weights with the head, keys and values seen, block vectors.
+
+    ``held``: bytes of all weights as the model holds them; embeddings that are no head are not
+    read, and taken to be held like the rest."""
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    weights = (config.parameters - embedding) * ITEM_BYTES[dtype]
+    weights = held * (1 - embedding / config.parameters)
     layers, dim, item = config.num_hidden_layers, config.head_dim, ITEM_BYTES[kv_dtype]
     keys = keys_while_decoding(memory, n_tokens)
     pairs = 2 * layers * config.num_key_value_heads * dim * keys
     waiting = memory.n_init + memory.n_local
-    blocks = max(0, n_tokens - waiting) // memory.block_size
+    blocks = max(0, n_tokens - waiting) / memory.block_size
     vectors = layers * config.num_attention_heads * dim * blocks
+    vectors /= getattr(memory, "lookup_interval", 1)
     return weights + (pairs + vectors) * item

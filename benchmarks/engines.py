@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -34,20 +36,34 @@ class Engine(Protocol):
     def decode(self, count: int) -> None:
         """Append ``count`` tokens, each the best one after those before it."""
 
+    def length(self) -> int:
+        """Tokens on the timeline."""
+
+    def logits(self) -> Any:
+        """Of the last token: a NumPy array [vocabulary] of float32."""
+
+    def save(self, path: Path) -> bool:
+        """Write the timeline to a file; False if that is not possible."""
+
+    def restore(self, path: Path) -> bool:
+        """Take the timeline from such a file; it is this model's or one of the same shapes."""
+
     def held(self) -> dict[str, int]:
         """Bytes that the library knows to hold, by purpose: weights, session."""
 
     def details(self) -> dict[str, str]:
-        """Kernels and libraries in use."""
+        """Kernels, libraries and threads in use."""
 
 
 @dataclass
 class Setting:
     """What an engine is asked to run.
 
-    * ``model``: a file or folder; ``dtype``: how weights are held; ``threads``: how many.
+    * ``model``: a file, a folder, or (QuickLLaMA) a name of made_models.py.
+    * ``dtype``: how weights are held; ``threads``: how many.
     * ``most_tokens``: the longest timeline, for engines that must know beforehand.
-    * ``variant``: QuickLLaMA's CPU variant, None: the best one; ``window``: of its memory.
+    * ``variant``: QuickLLaMA's CPU variant, None: the best one; ``window``: of its memory, and
+      ``memory``: fields of MemoryConfig that take precedence.
     """
 
     model: str
@@ -56,10 +72,21 @@ class Setting:
     most_tokens: int = 40960
     variant: str | None = None
     window: str = "1k"
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+class Unsaved:
+    """An engine whose timeline is not written to files."""
+
+    def save(self, _path: Path) -> bool:
+        return False
+
+    def restore(self, _path: Path) -> bool:
+        return False
 
 
 @dataclass
-class QuickLlama:
+class QuickLlama(Unsaved):
     """QuickLLaMA in mode qllm; the question is 32 tokens at the front."""
 
     setting: Setting
@@ -71,16 +98,21 @@ class QuickLlama:
     def load(self) -> None:
         ql, setting = self.state["ql"], self.setting
         ql.set_cpu_variant(setting.variant)
-        self.state["model"] = ql.Model.from_pretrained(
-            setting.model, dtype=setting.dtype, n_threads=setting.threads
-        )
+        held: dict[str, Any] = {"dtype": setting.dtype, "n_threads": setting.threads}
+        if setting.model.startswith("made:"):
+            made = importlib.import_module("made_models")
+            model = ql.Model(made.config_of(setting.model), made.weights_of(setting.model), **held)
+        else:
+            model = ql.Model.from_pretrained(setting.model, **held)
+        self.state["model"] = model
         self.clear()
 
     def vocabulary(self) -> int:
         return int(self.state["model"].vocab_size)
 
     def clear(self) -> None:
-        memory = self.state["ql"].MemoryConfig.window(self.setting.window)
+        window = self.state["ql"].MemoryConfig.window
+        memory = window(self.setting.window, **self.setting.memory)
         session = self.state["model"].session(memory=memory, query_span=(0, 32))
         self.state["session"] = session
 
@@ -91,16 +123,27 @@ class QuickLlama:
         for _ in range(count):
             self.read([int(self.state["logits"].argmax())])
 
+    def length(self) -> int:
+        return len(self.state["session"])
+
+    def logits(self) -> Any:
+        return self.state["logits"]
+
     def held(self) -> dict[str, int]:
         return {"weights": self.state["model"].nbytes, "session": self.state["session"].nbytes}
 
     def details(self) -> dict[str, str]:
         core = importlib.import_module("quickllama._core")
-        return {"variant": core.cpu_variant(), "blas": core.blas_name()}
+        threads = self.state["model"].n_threads
+        return {
+            "variant": core.cpu_variant(),
+            "blas": core.blas_name(),
+            "threads": f"{threads} threads",
+        }
 
 
 @dataclass
-class Transformers:
+class Transformers(Unsaved):
     """HuggingFace transformers on PyTorch, attention by sdpa."""
 
     setting: Setting
@@ -138,11 +181,18 @@ class Transformers:
                 logits_to_keep=1,
             )
         self.state["cache"] = out.past_key_values
-        self.state["best"] = int(out.logits[0, -1].argmax())
+        self.state["logits"] = out.logits[0, -1].float().numpy()
 
     def decode(self, count: int) -> None:
         for _ in range(count):
-            self.read([self.state["best"]])
+            self.read([int(self.state["logits"].argmax())])
+
+    def length(self) -> int:
+        cache = self.state["cache"]
+        return 0 if cache is None else int(cache.get_seq_length())
+
+    def logits(self) -> Any:
+        return self.state["logits"]
 
     def held(self) -> dict[str, int]:
         parameters = self.state["model"].parameters()
@@ -150,7 +200,10 @@ class Transformers:
 
     def details(self) -> dict[str, str]:
         torch = self.state["torch"]
-        return {"cpu": torch.backends.cpu.get_cpu_capability()}
+        return {
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "threads": f"{torch.get_num_threads()} threads",
+        }
 
 
 @dataclass
@@ -192,7 +245,7 @@ class LlamaCpp:
 
     def clear(self) -> None:
         lib = self.state["lib"]
-        lib.llama_memory_clear(lib.llama_get_memory(self.state["context"]), True)
+        lib.llama_memory_clear(lib.llama_get_memory(self.state["context"]), False)
 
     def read(self, ids: Sequence[int]) -> None:
         lib = self.state["lib"]
@@ -203,14 +256,35 @@ class LlamaCpp:
             status = lib.llama_decode(self.state["context"], batch)
             if status:
                 raise RuntimeError(f"llama_decode answered {status}")
+        lib.llama_synchronize(self.state["context"])
 
     def decode(self, count: int) -> None:
-        lib, size = self.state["lib"], self.vocabulary()
-        numpy = importlib.import_module("numpy")
         for _ in range(count):
-            logits = lib.llama_get_logits_ith(self.state["context"], -1)
-            best = int(numpy.ctypeslib.as_array(logits, (size,)).argmax())
-            self.read([best])
+            self.read([int(self.logits().argmax())])
+
+    def length(self) -> int:
+        lib = self.state["lib"]
+        memory = lib.llama_get_memory(self.state["context"])
+        return int(lib.llama_memory_seq_pos_max(memory, 0)) + 1
+
+    def logits(self) -> Any:
+        numpy = importlib.import_module("numpy")
+        found = self.state["lib"].llama_get_logits_ith(self.state["context"], -1)
+        return numpy.ctypeslib.as_array(found, (self.vocabulary(),))
+
+    def save(self, path: Path) -> bool:
+        lib, none = self.state["lib"], (ctypes.c_int32 * 1)()
+        name = str(path).encode()
+        return bool(lib.llama_state_seq_save_file(self.state["context"], name, 0, none, 0))
+
+    def restore(self, path: Path) -> bool:
+        lib, none, count = self.state["lib"], (ctypes.c_int32 * 1)(), ctypes.c_size_t()
+        name = str(path).encode()
+        return bool(
+            lib.llama_state_seq_load_file(
+                self.state["context"], name, 0, none, 1, ctypes.byref(count)
+            )
+        )
 
     def held(self) -> dict[str, int]:
         lib = self.state["lib"]
@@ -220,7 +294,12 @@ class LlamaCpp:
         }
 
     def details(self) -> dict[str, str]:
-        return {"system": self.state["lib"].llama_print_system_info().decode()}
+        lib = self.state["lib"]
+        flags = re.findall(r"(\w+) = 1", lib.llama_print_system_info().decode())
+        return {
+            "system": " ".join(flags),
+            "threads": f"{lib.llama_n_threads(self.state['context'])} threads",
+        }
 
 
 ENGINES: dict[str, Callable[[Setting], Engine]] = {

@@ -47,12 +47,25 @@ def measure(program: Path, threads: Sequence[int], seconds: float, n_bytes: int)
 
 def peak(rates: Mapping[str, float], dtype: str, variant: str) -> float | None:
     """Operations in a second that ``variant`` can do with weights of ``dtype``: it multiplies
-    bfloat16 itself, or as float32. None if that was not measured."""
-    if dtype == "bfloat16" and variant == "avx512bf16":
-        return rates.get("bfloat16")
+    bfloat16 and int8 itself, or as float32. None if that was not measured."""
+    if variant == "avx512bf16" and dtype in ("bfloat16", "int8"):
+        return rates.get(dtype)
     if variant == "avx2":
         return rates.get("float32_256")
     return max((rate for name, rate in rates.items() if name.startswith("float32")), default=None)
+
+
+def tokens_per_second(
+    rates: Mapping[str, float], flops: tuple[float, float], dtype: str, variant: str
+) -> float | None:
+    """The most tokens that can be read in a second; ``flops``: of one token, in linear layers
+    (with weights of ``dtype``) and in attention, which multiplies float32 beside weights of
+    float32, and bfloat16 beside all others."""
+    linear = peak(rates, dtype, variant)
+    attention = peak(rates, "float32" if dtype == "float32" else "bfloat16", variant)
+    if not linear or not attention:
+        return None
+    return 1 / (flops[0] / linear + flops[1] / attention)
 
 
 def main() -> None:
@@ -60,9 +73,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.2, help="of each measurement")
+    parser.add_argument("--limits", type=Path, help="the program limits.c, built before")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        program = native.build("limits", Path(folder))
+        program = options.limits or native.build("limits", Path(folder))
         found = measure(program, [1, options.threads], options.seconds, MEMORY_BYTES)
     names = list(next(iter(found.values())))
     rows = [[name, *(f"{found[count][name] / 1e9:.1f}" for count in found)] for name in names]

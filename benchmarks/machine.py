@@ -11,11 +11,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Settings of BLAS libraries and threads that a user does not have.
-_TUNING = re.compile(r"(OPENBLAS|GOTO|OMP|MKL|BLIS|KMP)_")
+# Settings of BLAS libraries, peers and threads that a user does not have.
+_TUNING = re.compile(r"(OPENBLAS|GOTO|GOMP|OMP|MKL|BLIS|KMP|ONEDNN|DNNL|ATEN|GGML|LLAMA)_")
 _VERSIONS = ("quickllama", "numpy", "torch", "transformers", "llama-cpp-python")
-# A CPU variant stands for a machine: OpenBLAS gets the kernels that it would have there.
-_CORE_TYPES = {"avx2": "Haswell", "avx512": "SkylakeX"}
+# A CPU variant stands for a machine: BLAS libraries get the kernels that they would have there.
+_KERNELS = {
+    "avx2": {
+        "OPENBLAS_CORETYPE": "Haswell",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+    },
+    "avx512": {"OPENBLAS_CORETYPE": "SkylakeX", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+}
 
 
 def environment(
@@ -23,12 +30,12 @@ def environment(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Variables for a process to be measured, and those of this process that it does not get.
 
-    * ``variant``: a CPU variant; OpenBLAS's kernels are then those of such a CPU.
+    * ``variant``: a CPU variant; the kernels of OpenBLAS and oneDNN are then those of such a CPU.
     * ``core_type``: the kernels of OpenBLAS by name, whatever the variant.
     """
     removed = {name: value for name, value in os.environ.items() if _TUNING.match(name)}
     kept = {name: value for name, value in os.environ.items() if name not in removed}
-    core_type = core_type or _CORE_TYPES.get(variant or "")
+    kept |= _KERNELS.get(variant or "", {})
     if core_type:
         kept["OPENBLAS_CORETYPE"] = core_type
     return kept, removed

@@ -17,7 +17,8 @@ _FLAGS = ("-std=gnu11", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra")
 def build(name: str, folder: Path, *, core: bool = False, optimise: str = "-O3") -> Path:
     """Compile ``name``.c into a program in ``folder``, with the core and OpenBLAS if ``core``.
 
-    The compiler is ``$CC`` or cc. Raises RuntimeError with the compiler's words.
+    The compiler is ``$CC`` or cc. Raises RuntimeError with the compiler's words, or if there is
+    none.
     """
     compiler = os.environ.get("CC", "cc").split()
     program = folder / name
@@ -56,6 +57,13 @@ def _kernel_flags(source: Path) -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise RuntimeError(
+            f"there is no C compiler {command[0]!r} here: install one, or name it in CC; limits.c "
+            "can also be built elsewhere (cc -O3 -std=gnu11 -pthread -static limits.c -o limits) "
+            "and given with --limits"
+        ) from None
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr.strip()}")

@@ -1,4 +1,4 @@
-"""Tables for the terminal (rich) and plots (matplotlib); both are in the extra ``bench``."""
+"""Tables for the terminal, and plots by matplotlib, which is in the extra ``bench``."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-WIDTH = 140
-
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; columns after the first are aligned to the right if they hold numbers."""
-    console = importlib.import_module("rich.console").Console()
-    if not console.is_terminal:
-        console.width = WIDTH  # a file or a pipe has none of its own
-    console.print(title, highlight=False, soft_wrap=True, markup=False)
-    table = importlib.import_module("rich.table").Table()
+    print(title)
+    places: list[tuple[int, bool]] = []
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows if row[index]]
-        numbers = bool(cells) and all(cell[0].isdigit() for cell in cells)
-        table.add_column(column, justify="right" if numbers else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        right = index > 0 and bool(cells) and all(cell[0].isdigit() for cell in cells)
+        places.append((max(map(len, [column, *cells])), right))
+    for cells in (columns, ["─" * width for width, _ in places], *rows):
+        line = "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, (width, right) in zip(cells, places, strict=True)
+        )
+        print(line.rstrip())
 
 
 def format_value(value: float, unit: str) -> str:

@@ -6,6 +6,7 @@ what counts on a machine that is not always equally fast.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -19,16 +20,16 @@ from quickllama import MemoryConfig, ModelConfig
 Result = Mapping[str, Any]
 Rates = Mapping[str, float]
 MIB = 1 << 20
+ORDER = ("read", "memory", "prompt", "decode", "deep", "import", "load")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What was measured: model, memory, threads, tokens of a segment, and which rows to show."""
+    """What was measured: models by name, memory, threads, and which rows to show."""
 
-    config: ModelConfig
+    configs: Mapping[str, ModelConfig]
     memory: MemoryConfig
     threads: int
-    segment: int
     what: tuple[str, ...]
 
 
@@ -66,7 +67,7 @@ def variant_of(result: Result) -> str:
 
 
 def reading_limit(setting: Setting, result: Result, rates: Rates) -> float | None:
-    """Tokens a second of reading in the steady state, by the peak rate; QuickLLaMA only."""
+    """Tokens a second of reading in the steady state, by the peak rates; QuickLLaMA only."""
     return _bound(setting, result, rates, costs.keys_while_reading(setting.memory))
 
 
@@ -78,18 +79,17 @@ def prompt_limit(setting: Setting, result: Result, rates: Rates) -> float | None
 def _bound(setting: Setting, result: Result, rates: Rates, n_keys: float) -> float | None:
     if result["engine"] != "quickllama":
         return None
-    rate = limits.peak(rates, result["dtype"], variant_of(result))
-    return rate and rate / costs.flops_of_reading(setting.config, n_keys)
+    flops = costs.flops_of_reading(setting.configs[result["model"]], n_keys)
+    return limits.tokens_per_second(rates, flops, result["dtype"], variant_of(result))
 
 
 def decoding_limit(setting: Setting, depth: int, result: Result, rates: Rates) -> float | None:
     """Tokens a second if memory were read at its full rate; QuickLLaMA only."""
     if result["engine"] != "quickllama" or "memory" not in rates:
         return None
-    n_bytes = costs.bytes_of_decoding(
-        setting.config, setting.memory, depth, result["dtype"], "bfloat16"
-    )
-    return rates["memory"] / n_bytes
+    config, held = setting.configs[result["model"]], result["bytes"]["weights"]
+    memory = dataclasses.replace(setting.memory, **result["memory"])
+    return rates["memory"] / costs.bytes_of_decoding(config, memory, depth, held, "bfloat16")
 
 
 def _rest(result: Result) -> float:
@@ -97,39 +97,25 @@ def _rest(result: Result) -> float:
     return float(held["peak"] - held.get("weights", 0) - held.get("session", 0)) / MIB
 
 
+def _part(part: str) -> Callable[[Result], float]:
+    return lambda r: r["bytes"][part] / MIB
+
+
+def _rate(segments: Sequence[Result]) -> float:
+    return float(sum(s["tokens"] for s in segments) / sum(s["seconds"] for s in segments))
+
+
 def kinds(setting: Setting, job: str, result: Result) -> list[Kind]:
     """The rows that a job's results fill."""
-    size = f"{setting.segment:,}"
-
-    def reading(seconds: Callable[[Sequence[float]], float]) -> Callable[[Result], float]:
-        return lambda r: setting.segment / seconds([s["seconds"] for s in r["segments"]])
-
-    def bound(r: Result, rates: Rates) -> float | None:
-        return reading_limit(setting, r, rates)
-
     if job == "read":
-        found = []
-        if "read" in setting.what:
-            total = f"{setting.segment * len(result['segments']):,}"
-            found += [
-                Kind(f"read: first {size}", "tokens/s", reading(lambda s: s[0]), bound),
-                Kind(f"read: last {size}", "tokens/s", reading(lambda s: s[-1]), bound),
-                Kind(f"read: all {total}", "tokens/s", reading(lambda s: sum(s) / len(s)), bound),
-                Kind(
-                    "read: rate of the last, as part of the first",
-                    "",
-                    lambda r: r["segments"][0]["seconds"] / r["segments"][-1]["seconds"],
-                ),
-            ]
-        if "memory" in setting.what:
-            found.append(Kind("memory: peak", "MiB", lambda r: r["bytes"]["peak"] / MIB))
-            for part in ("weights", "session"):
-                if part in result["bytes"]:
-                    found.append(Kind(f"memory: {part}", "MiB", _part(part)))
-            found.append(Kind("memory: the rest", "MiB", _rest))
-        return found
+        read = _reading(setting, result) if "read" in setting.what else []
+        decoded = _decoding(setting, result) if "decode" in setting.what else []
+        return [*read, *(_memory(result) if "memory" in setting.what else []), *decoded]
+    if job == "deep":
+        layers = setting.configs[result["model"]].num_hidden_layers
+        return _decoding(setting, result, f"deep, {layers} layers: ")
     if job == "decode":
-        return [_decoding(setting, depth) for depth in result["rates"]]
+        return _decoding(setting, result)
     if job == "prompt":
         return [
             Kind(
@@ -145,17 +131,60 @@ def kinds(setting: Setting, job: str, result: Result) -> list[Kind]:
     ]
 
 
-def _part(part: str) -> Callable[[Result], float]:
-    return lambda r: r["bytes"][part] / MIB
+def _reading(setting: Setting, result: Result) -> list[Kind]:
+    segments = result["segments"]
+    size, end = f"{segments[0]['tokens']:,}", f"{segments[-1]['end']:,}"
+    last = f"read: last {size}, to {end}"
+
+    def bound(r: Result, rates: Rates) -> float | None:
+        return reading_limit(setting, r, rates)
+
+    def seconds(r: Result) -> float:
+        return float(r["warm"]["seconds"] + sum(s["seconds"] for s in r["segments"]))
+
+    return [
+        Kind(f"read: first {size}", "tokens/s", lambda r: _rate(r["segments"][:1]), bound),
+        Kind(last, "tokens/s", lambda r: _rate(r["segments"][-1:]), bound),
+        Kind(f"read: all {end}", "tokens/s", lambda r: _rate(r["segments"]), bound),
+        Kind(f"read: all {end}, time", "s", seconds),
+        Kind(
+            "read: rate of the last, as part of the first",
+            "",
+            lambda r: _rate(r["segments"][-1:]) / _rate(r["segments"][:1]),
+        ),
+    ]
 
 
-def _decoding(setting: Setting, depth: str) -> Kind:
-    return Kind(
-        f"decode after {int(depth):,}",
-        "tokens/s",
-        lambda r: r["rates"][depth],
-        lambda r, rates: decoding_limit(setting, int(depth), r, rates),
-    )
+def _memory(result: Result) -> list[Kind]:
+    parts = [part for part in ("weights", "session") if part in result["bytes"]]
+    return [
+        Kind("memory: peak", "MiB", _part("peak")),
+        *(Kind(f"memory: {part}", "MiB", _part(part)) for part in parts),
+        Kind("memory: the rest", "MiB", _rest),
+    ]
+
+
+def _decoding(setting: Setting, result: Result, before: str = "") -> list[Kind]:
+    """A row for each depth; for depths in one process also the last ones beside the first."""
+    depths = sorted(result["rates"], key=int)
+
+    def rate(depth: str) -> Kind:
+        return Kind(
+            f"{before}decode after {int(depth):,}",
+            "tokens/s",
+            lambda r: r["rates"].get(depth),
+            lambda r, rates: decoding_limit(setting, int(depth), r, rates),
+        )
+
+    def part(depth: str) -> Kind:
+        return Kind(
+            f"{before}decode after {int(depth):,}, as part of {int(depths[0]):,}",
+            "",
+            lambda r: r["rates"][depth] / r["rates"][depths[0]],
+        )
+
+    compared = depths[1:] if "segments" in result else []
+    return [*map(rate, depths), *map(part, compared)]
 
 
 def rows_of(
@@ -163,22 +192,33 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """One row for each number of each engine and dtype; a note instead where there is none."""
     rows = []
-    groups = dict.fromkeys((r["job"], r["engine"], r["dtype"]) for r in results)
-    for job, engine, dtype in groups:
-        same = [r for r in results if (r["job"], r["engine"], r["dtype"]) == (job, engine, dtype)]
+    names = ("job", "engine", "label", "model")
+    for group in dict.fromkeys(tuple(r[name] for name in names) for r in results):
+        same = [r for r in results if tuple(r[name] for name in names) == group]
         good = [r for r in same if "details" in r]
-        empty = {"engine": engine, "dtype": dtype, "unit": "", "values": [], "median": None}
+        empty = {"engine": group[1], "dtype": group[2], "unit": "", "values": [], "median": None}
         empty |= {"limit": None, "ratio": None}
         for result in same:
-            if "missing" in result:
-                rows.append({**empty, "what": job, "note": f"not installed: {result['missing']}"})
-            elif "failed" in result:
-                rows.append({**empty, "what": job, "note": f"failed: {result['failed']}"})
+            notes = {"missing": "not installed", "failed": "failed"}
+            for key in notes.keys() & result.keys():
+                note = f"{notes[key]}: {result[key]}"
+                rows.append({**empty, "what": group[0], "note": note})
         if not good:
             continue
-        for kind in kinds(setting, job, good[0]):
+        for kind in kinds(setting, group[0], good[0]):
             rows.append({**empty, **_row(kind, setting, rounds, good)})
-    return sorted(rows, key=lambda row: row["what"].partition(":")[0].partition(" ")[0])
+    return _sorted(rows)
+
+
+def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By kind, and what is the same of several engines together."""
+    first = {what: index for index, what in reversed(list(enumerate(r["what"] for r in rows)))}
+
+    def key(row: dict[str, Any]) -> tuple[int, int]:
+        word = row["what"].replace(",", ":").partition(":")[0].partition(" ")[0]
+        return ORDER.index(word), first[row["what"]]
+
+    return sorted(rows, key=key)
 
 
 def _row(
@@ -205,28 +245,38 @@ def _row(
     }
 
 
+def strangers(results: Sequence[Result]) -> list[str]:
+    """Sentences about engines whose best token after the prompt is not among QuickLLaMA's five
+    best: they have read other tokens, or have other weights."""
+    prompts = [r for r in results if r["job"] == "prompt" and "best" in r]
+    ours = {token for r in prompts if r["engine"] == "quickllama" for token, _ in r["best"]}
+    return [
+        f"{r['engine']} {r['label']}: after the prompt its best token is {r['best'][0][0]}, "
+        f"which is none of QuickLLaMA's best ({', '.join(map(str, sorted(ours)))})"
+        for r in prompts
+        if ours and r["best"][0][0] not in ours
+    ]
+
+
 def curves_of(
     setting: Setting, rounds: Sequence[limits.Limits], results: Sequence[Result]
 ) -> list[dict[str, Any]]:
-    """Tokens a second of each segment, medians over rounds, by engine and dtype."""
+    """Tokens a second of each segment, medians over rounds, by engine and label."""
     curves = []
-    for engine, dtype in dict.fromkeys((r["engine"], r["dtype"]) for r in results):
-        good = [
-            r for r in results if (r["engine"], r["dtype"]) == (engine, dtype) and r.get("segments")
-        ]
-        if not good:
-            continue
+    reads = [r for r in results if r["job"] == "read" and r.get("segments")]
+    for engine, label in dict.fromkeys((r["engine"], r["label"]) for r in reads):
+        good = [r for r in reads if (r["engine"], r["label"]) == (engine, label)]
         count = min(len(r["segments"]) for r in good)
         bounds = [reading_limit(setting, r, rounds[r["round"]][str(setting.threads)]) for r in good]
         known = [bound for bound in bounds if bound]
+        segments = range(count)
         curves.append(
             {
                 "engine": engine,
-                "dtype": dtype,
-                "tokens": [good[0]["segments"][i]["end"] for i in range(count)],
+                "dtype": label,
+                "tokens": [good[0]["segments"][i]["end"] for i in segments],
                 "tokens_per_second": [
-                    median(setting.segment / r["segments"][i]["seconds"] for r in good)
-                    for i in range(count)
+                    median(_rate(r["segments"][i : i + 1]) for r in good) for i in segments
                 ],
                 "limit": median(known) if known else None,
             }

@@ -1,40 +1,40 @@
 """Speed and memory of QuickLLaMA and its peers, beside the limits of the machine.
 
-python benchmarks/speed.py [--peers transformers,llamacpp] [--what read,decode,prompt,load,memory]
-    [--tokens 32768] [--dtype float32,bfloat16] [--threads 2] [--rounds 3] [--json out.json]
-    [--plot out.png]
+python benchmarks/speed.py [--peers transformers,llamacpp] [--peer-python PATH]
+    [--what read,decode,prompt,load,memory,deep] [--dtype float32,bfloat16,int8] [--tokens 100000]
+    [--threads 2] [--rounds 3] [--json out.json] [--plot out.png]
 
 Each measurement runs in a process of its own; a round measures the limits, then everything once.
-benchmarks/README.md says what the numbers mean.
+benchmarks/README.md says what the numbers mean and how long it takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import limits
 import machine
-import native
+import made_models
 import peer_models
 import report
 import rows
-from costs import keys_while_reading
+import tasks
 
 from quickllama import MemoryConfig, ModelConfig, checkpoint
 from quickllama.cpu import physical_cores
+from quickllama.dtypes import held_dtype
 from quickllama.hub import locate
 
 WHAT = ("read", "decode", "prompt", "load", "memory")
+MORE = ("deep",)
 PEERS = ("transformers", "llamacpp")
-WORKER = Path(__file__).resolve().parent / "worker.py"
+TRANSFORMERS_TYPES = ("bfloat16", "float32")
 
 
 def words(text: str) -> list[str]:
@@ -42,169 +42,107 @@ def words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked."""
-    parser = argparse.ArgumentParser(
+def numbers(text: str) -> list[int]:
+    """The numbers of a list with commas, ascending, each once."""
+    return sorted({int(word) for word in words(text)})
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    made = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
-    add("--what", type=words, default=list(WHAT), help="of: " + ", ".join(WHAT))
+    add = made.add_argument
+    add("--what", type=words, default=list(WHAT), help="of: " + ", ".join((*WHAT, *MORE)))
     add("--peers", type=words, default=[], help="of: " + ", ".join(PEERS))
+    add("--peer-python", default=sys.executable, help="the interpreter that has the peers")
     add("--model", default="smollm2", help="GGUF file, HuggingFace folder, or smollm2")
-    add("--dtype", type=words, default=["float32", "bfloat16"], help="of weights")
+    add("--dtype", type=words, default=["bfloat16", "float32"], help="of weights")
     add("--llamacpp-dtype", type=words, default=["bfloat16", "q8_0", "stored"], help="its weights")
+    add("--transformers-dtype", type=words, default=["bfloat16"], help="its weights")
     add("--window", default="1k", help="of the memory: 512, 1k, 2k")
     add("--threads", type=int, default=physical_cores())
-    add("--rounds", type=int, default=3)
-    add("--tokens", type=int, default=32768, help="to read after the window is full")
+    add("--rounds", type=int, default=3, help="of short measurements")
+    add("--tokens", type=int, default=100_000, help="to read")
     add("--segment", type=int, default=4096, help="tokens of a measured piece of reading")
-    add("--depth", type=int, default=4096, help="tokens read before decoding")
+    add("--depth", type=numbers, default=[16, 4096], help="tokens read before decoding")
+    add("--lookup-interval", type=numbers, default=[], help="tokens from look-up to look-up")
     add("--new", type=int, default=64, help="tokens to decode")
     add("--prompt", type=int, default=512, help="tokens of the short prompt")
+    add("--peer-tokens", type=int, default=16384, help="for peers to read")
+    add("--peer-segment", type=int, default=1024, help="tokens of a piece of their reading")
+    add("--llamacpp-depth", type=numbers, default=[16, 4096, 16384], help="as --depth")
+    add("--deep", default="made:smollm2-135m:6", help="the model for what is deep")
+    add("--deep-tokens", type=int, default=1_000_000, help="for it to read")
     add("--most-seconds", type=float, default=300, help="after which a reading stops early")
+    add("--most-decoding", type=float, default=6, help="seconds after which decoding stops early")
     add("--limit-seconds", type=float, default=0.2, help="of each measurement of a limit")
     add("--limit-bytes", type=int, default=limits.MEMORY_BYTES, help="read by each thread")
-    add("--variant", help="QuickLLaMA's CPU variant by name; OpenBLAS's kernels follow it")
+    add("--limits", type=Path, help="the program limits.c, built before; else a compiler is needed")
+    add("--variant", help="QuickLLaMA's CPU variant by name; BLAS libraries' kernels follow it")
     add("--core-type", help="OpenBLAS's kernels by name, as OPENBLAS_CORETYPE")
     add("--json", type=Path, help="write everything measured to this file")
     add("--plot", type=Path, help="write a picture of reading to this file")
     add("--quiet", action="store_true", help="print nothing but problems")
-    options = parser.parse_args(arguments)
-    for name, known in (("what", WHAT), ("peers", PEERS), ("dtype", ("float32", "bfloat16"))):
+    return made
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked."""
+    made = parser()
+    options = made.parse_args(arguments)
+    for name, known in (
+        ("what", (*WHAT, *MORE)),
+        ("peers", PEERS),
+        ("llamacpp_dtype", (*peer_models.GGUF_TYPES, "stored")),
+        ("transformers_dtype", TRANSFORMERS_TYPES),
+    ):
         for word in getattr(options, name):
             if word not in known:
-                parser.error(f"--{name} takes {', '.join(known)}, not {word!r}")
-    for word in options.llamacpp_dtype:
-        if word not in (*peer_models.GGUF_TYPES, "stored"):
-            parser.error(f"--llamacpp-dtype takes stored, {', '.join(peer_models.GGUF_TYPES)}")
-    for name in ("threads", "rounds", "tokens", "segment", "depth", "new", "prompt"):
+                made.error(f"--{name.replace('_', '-')} takes {', '.join(known)}, not {word!r}")
+    try:
+        options.dtype = [held_dtype(word) for word in options.dtype]
+        made_models.split(options.deep)
+    except ValueError as problem:
+        made.error(str(problem))
+    known_fields = [field.name for field in dataclasses.fields(MemoryConfig)]
+    if options.lookup_interval and "lookup_interval" not in known_fields:
+        made.error("--lookup-interval: this version has no such setting")
+    for name in ("threads", "rounds", "tokens", "segment", "new", "prompt"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name} is at least 1")
-    if options.segment > options.tokens:
-        parser.error("--segment is at most --tokens")
+            made.error(f"--{name} is at least 1")
     return options
-
-
-def jobs_of(options: argparse.Namespace) -> list[str]:
-    """Jobs of the worker that ``--what`` asks for; memory is looked at while reading."""
-    jobs = ["read"] if {"read", "memory"} & set(options.what) else []
-    return jobs + [job for job in ("decode", "prompt", "load") if job in options.what]
-
-
-def warm_tokens(memory: MemoryConfig) -> int:
-    """Whole execution chunks until first tokens, blocks and window are full."""
-    chunk = memory.exc_block_size
-    return -int(-keys_while_reading(memory) // chunk) * chunk + chunk
-
-
-def engines_of(
-    options: argparse.Namespace, path: Path, folder: Path
-) -> Iterator[tuple[str, str, str]]:
-    """Engine, dtype and model of everything to be measured."""
-    for dtype in options.dtype:
-        yield "quickllama", dtype, str(path)
-    if "transformers" in options.peers:
-        model = peer_models.for_transformers(path, folder)
-        for dtype in options.dtype:
-            yield "transformers", dtype, str(model)
-    if "llamacpp" in options.peers:
-        for dtype in options.llamacpp_dtype:
-            yield "llamacpp", dtype, str(peer_models.for_llamacpp(path, dtype, folder))
-
-
-def run_worker(task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """The worker's answer, or ``{"failed": why}``."""
-    result = subprocess.run(
-        [sys.executable, str(WORKER), json.dumps(task)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        last = (result.stderr.strip() or f"status {result.returncode}").splitlines()[-1]
-        return {"failed": last}
-    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return answer
-
-
-def measure(options: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """All rounds: ``limits`` of each, and ``results``, one record for each process."""
-    memory = MemoryConfig.window(options.window)
-    environment, _ = machine.environment(options.variant, options.core_type)
-    warm = warm_tokens(memory)
-    rounds, results = [], []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        program = native.build("limits", folder)
-        engines = list(engines_of(options, path, folder))
-        unusable: set[str] = set()
-        for number in range(options.rounds):
-            rounds.append(
-                limits.measure(
-                    program, [1, options.threads], options.limit_seconds, options.limit_bytes
-                )
-            )
-            for engine, dtype, model in engines:
-                for job in jobs_of(options):
-                    if engine in unusable:
-                        continue
-                    task = {
-                        "engine": engine,
-                        "job": job,
-                        "setting": {
-                            "model": model,
-                            "dtype": dtype,
-                            "threads": options.threads,
-                            "most_tokens": max(warm + options.tokens, options.depth) + 1024,
-                            "variant": options.variant,
-                            "window": options.window,
-                        },
-                        "tokens": options.tokens,
-                        "segment": options.segment,
-                        "warm": warm,
-                        "most_seconds": options.most_seconds,
-                        "depths": sorted({16, options.depth}),
-                        "new": options.new,
-                        "prompt": options.prompt,
-                        "repeats": 3,
-                    }
-                    answer = run_worker(task, environment)
-                    if "missing" in answer:
-                        unusable.add(engine)
-                    record = {"round": number, "engine": engine, "dtype": dtype, "job": job}
-                    results.append({**record, **answer})
-                    if not options.quiet:
-                        print(f"round {number + 1}: {engine} {dtype} {job}", file=sys.stderr)
-    return {"limits": rounds, "results": results}
 
 
 def summary(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Measure, and put together what ``--json`` writes."""
     config = ModelConfig.from_hf(checkpoint.open(path).config)
+    deep = ModelConfig.from_hf(made_models.config_of(options.deep))
     _, removed = machine.environment()
-    measured = measure(options, path)
+    about = machine.describe()
+    measured = tasks.measure(options, path)
+    results = measured["results"]
     setting = rows.Setting(
-        config=config,
+        configs={str(path): config, options.deep: deep},
         memory=MemoryConfig.window(options.window),
         threads=options.threads,
-        segment=options.segment,
         what=tuple(options.what),
     )
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine.describe(),
+        "machine": about,
         "model": {"name": path.name, "parameters": config.parameters},
         "options": {
             name: str(value) if isinstance(value, Path) else value
             for name, value in vars(options).items()
         },
         "environment": {"removed": removed, "core_type": options.core_type},
-        "details": rows.details(measured["results"]),
+        "details": rows.details(results),
         "limits": rows.median_limits(measured["limits"]),
-        "rows": rows.rows_of(setting, measured["limits"], measured["results"]),
-        "curves": rows.curves_of(setting, measured["limits"], measured["results"]),
+        "rows": rows.rows_of(setting, measured["limits"], results),
+        "strangers": rows.strangers(results),
+        "curves": rows.curves_of(setting, measured["limits"], results),
         "rounds": measured,
     }
 
@@ -222,6 +160,7 @@ def heading(found: dict[str, Any]) -> str:
         *limit_lines,
         *(f"{engine}: {', '.join(text.values())}" for engine, text in found["details"].items()),
     ]
+    lines += found["strangers"]
     note = machine.removed_note(found["environment"]["removed"])
     busy = about["load_average"][0]
     if busy > 0.5 + about["cores"]:

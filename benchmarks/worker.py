@@ -1,6 +1,6 @@
 """One measurement in a process of its own: takes a task as JSON, prints the result as JSON.
 
-Not for typing; speed.py starts it.
+Not for typing; speed.py and scaling.py start it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import resource
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from engines import ENGINES, Engine, Setting
 
 CLOCK = time.perf_counter
+PIECES = 4  # of a measured stretch of decoding
 
 
 def peak_bytes() -> int:
@@ -33,50 +35,101 @@ def made_ids(first: int, count: int, vocabulary: int) -> list[int]:
     return [(index * 7919 + 13) % vocabulary for index in range(first, first + count)]
 
 
-def reading(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each segment of a long text. The first ``warm`` tokens fill the window and count
-    for nothing; ends early after ``most_seconds``."""
-    vocabulary, segment, warm = engine.vocabulary(), task["segment"], task["warm"]
-    loaded = peak_bytes()
-    engine.read(made_ids(0, warm, vocabulary))
-    segments: list[dict[str, float]] = []
+def timed_read(engine: Engine, count: int) -> float:
+    """Seconds that the next ``count`` tokens of the text take. Raises RuntimeError if they are
+    not all there afterwards."""
+    at = engine.length()
+    ids = made_ids(at, count, engine.vocabulary())
+    begin = CLOCK()
+    engine.read(ids)
+    seconds = CLOCK() - begin
+    if engine.length() != at + count:
+        raise RuntimeError(f"{count} tokens after {at} make {engine.length()}")
+    return seconds
+
+
+def decode_rate(engine: Engine, task: dict[str, Any]) -> float:
+    """Tokens a second, each the best one: the median of :data:`PIECES` pieces of ``new`` tokens
+    together, of fewer after ``most_decoding`` seconds."""
+    timed_read(engine, 1)  # also has logits where a timeline came from a file
+    engine.decode(3)
+    count = max(1, task["new"] // PIECES)
+    rates: list[float] = []
     spent = 0.0
-    while len(segments) * segment < task["tokens"] and spent < task["most_seconds"]:
-        at = warm + len(segments) * segment
-        ids = made_ids(at, segment, vocabulary)
+    while len(rates) < PIECES and spent < task["most_decoding"]:
         begin = CLOCK()
-        engine.read(ids)
+        engine.decode(count)
         seconds = CLOCK() - begin
         spent += seconds
-        segments.append({"end": at + segment, "seconds": seconds})
-    held = engine.held()
-    return {"segments": segments, "bytes": {"loaded": loaded, "peak": peak_bytes(), **held}}
+        rates.append(count / seconds)
+    return median(rates)
+
+
+def reach(engine: Engine, depth: int, task: dict[str, Any]) -> None:
+    """A timeline of ``depth`` tokens: from the file of an engine with the same shapes (its numbers
+    differ, costs do not), else by reading."""
+    engine.clear()
+    path = Path(task["folder"]) / f"{task['engine']}-{depth}.timeline"
+    if path.exists() and engine.restore(path):
+        if engine.length() != depth:
+            raise RuntimeError(f"{path.name} holds {engine.length()} tokens")
+        return
+    timed_read(engine, depth)
+    engine.save(path)
+
+
+def reading(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of each segment of a text of ``tokens`` tokens, and decoding after some. The first
+    ``warm`` tokens fill the window and make no segment; ends early after ``most_seconds``."""
+    timed_read(engine, min(64, task["segment"]))
+    engine.clear()
+    loaded = peak_bytes()
+    spent = first = timed_read(engine, task["warm"]) if task["warm"] else 0.0
+    segments: list[dict[str, float]] = []
+    rates: dict[str, float] = {}
+    wanted = sorted(task["decode_after"])
+    while not segments or (engine.length() < task["tokens"] and spent < task["most_seconds"]):
+        seconds = timed_read(engine, task["segment"])
+        spent += seconds
+        end = engine.length()
+        segments.append({"end": end, "tokens": task["segment"], "seconds": seconds})
+        if end in task["save_after"]:
+            engine.save(Path(task["folder"]) / f"{task['engine']}-{end}.timeline")
+        if wanted and end >= wanted[0]:
+            wanted = [depth for depth in wanted if depth > end]
+            rates[str(end)] = decode_rate(engine, task)
+    return {
+        "segments": segments,
+        "warm": {"tokens": task["warm"], "seconds": first},
+        "rates": rates,
+        "bytes": {"loaded": loaded, "peak": peak_bytes(), **engine.held()},
+    }
 
 
 def decoding(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
     """Tokens a second, generated after each of some numbers of tokens read."""
     rates = {}
     for depth in task["depths"]:
-        engine.clear()
-        engine.read(made_ids(0, depth, engine.vocabulary()))
-        engine.decode(4)
-        begin = CLOCK()
-        engine.decode(task["new"])
-        rates[str(depth)] = task["new"] / (CLOCK() - begin)
-    return {"rates": rates}
+        reach(engine, depth, task)
+        rates[str(depth)] = decode_rate(engine, task)
+    return {"rates": rates, "bytes": engine.held()}
 
 
 def prompting(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
-    """Tokens a second of a short prompt, read several times by itself; the median."""
-    ids = made_ids(0, task["prompt"], engine.vocabulary())
+    """Tokens a second of a short prompt, read several times by itself; the median. With the best
+    tokens after it, which engines with the same weights agree on."""
     times = []
     for _ in range(task["repeats"] + 1):
         engine.clear()
-        begin = CLOCK()
-        engine.read(ids)
-        times.append(CLOCK() - begin)
-    times = sorted(times[1:])
-    return {"rate": len(ids) / times[len(times) // 2], "prompt_tokens": len(ids)}
+        times.append(timed_read(engine, task["prompt"]))
+    logits = engine.logits()
+    best = logits.argsort()[-5:][::-1]
+    return {
+        "rate": task["prompt"] / median(times[1:]),
+        "prompt_tokens": task["prompt"],
+        "best": [[int(token), float(logits[token])] for token in best],
+        "spread": float(logits.std()),
+    }
 
 
 def loading(_engine: Engine, _task: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +137,13 @@ def loading(_engine: Engine, _task: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-JOBS = {"read": reading, "decode": decoding, "prompt": prompting, "load": loading}
+JOBS = {
+    "read": reading,
+    "deep": reading,
+    "decode": decoding,
+    "prompt": prompting,
+    "load": loading,
+}
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:

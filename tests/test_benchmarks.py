@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -36,30 +37,47 @@ def run(script: str, *options: str, **variables: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.fixture(scope="module")
-def speed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What speed.py writes of a tiny model, in a shell that tunes OpenBLAS."""
-    folder = tmp_path_factory.mktemp("speed")
-    write_folder(folder / "model")
-    out = folder / "out.json"
-    sizes = "--tokens 256 --segment 128 --new 4 --depth 64 --prompt 32 --rounds 2 --threads 1"
-    result = run(
-        "speed.py",
-        *sizes.split(),
-        *("--limit-seconds", "0.01", "--limit-bytes", "65536", "--dtype", "float32"),
-        *("--window", "512", "--peers", "llamacpp", "--llamacpp-dtype", "stored"),
-        *("--model", str(folder / "model"), "--json", str(out)),
-        OPENBLAS_CORETYPE="Haswell",
+def python(program: str) -> str:
+    """What a program with the modules of benchmarks/ prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n{program}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
-    # A folder of safetensors is nothing for llama.cpp, which says so before anything is measured.
-    assert result.returncode == 2, result.stderr
-    assert "GGUF" in result.stderr and not out.exists()
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+SIZES = [
+    *("--tokens", "1500", "--segment", "128", "--new", "4", "--depth", "16,64", "--prompt", "32"),
+    *("--rounds", "2", "--threads", "1", "--window", "512"),
+    *("--limit-seconds", "0.01", "--limit-bytes", "65536"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model."""
+    made = tmp_path_factory.mktemp("speed") / "model"
+    write_folder(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def speed(folder: Path) -> dict[str, Any]:
+    """What speed.py writes of a tiny model, in a shell that tunes OpenBLAS."""
+    out = folder.parent / "out.json"
     result = run(
         "speed.py",
-        *sizes.split(),
-        *("--limit-seconds", "0.01", "--limit-bytes", "65536", "--dtype", "float32"),
-        *("--window", "512", "--model", str(folder / "model"), "--json", str(out)),
+        *SIZES,
+        *("--what", "read,decode,prompt,load,memory,deep", "--dtype", "float32"),
+        *("--deep", "made:tiny:2", "--deep-tokens", "512"),
+        *("--model", str(folder), "--json", str(out)),
         OPENBLAS_CORETYPE="Haswell",
+        GGML_NONSENSE="1",
     )
     assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(out.read_text("utf-8"))
@@ -68,16 +86,21 @@ def speed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_row_is_there_with_its_rounds(speed: dict[str, Any]) -> None:
     rows = {row["what"]: row for row in speed["rows"]}
-    reading = ["read: first 128", "read: last 128", "read: all 256"]
-    rates = [*reading, "decode after 16", "decode after 64", "prompt of 32"]
+    assert len(rows) == len(speed["rows"])
+    # First tokens, blocks and window are full after 1,280 tokens; two measured segments follow.
+    reading = ["read: first 128", "read: last 128, to 1,536", "read: all 1,536"]
+    near = ["decode after 16", "decode after 64", "prompt of 32"]
+    far = ["decode after 1,536", "deep, 2 layers: decode after 1,408"]
     parts = ("peak", "weights", "session", "the rest")
-    others = ["import", "load", *(f"memory: {part}" for part in parts)]
-    assert set(rows) == {*rates, *others, "read: rate of the last, as part of the first"}
-    for row in rows.values():
+    others = ["import", "load", "read: all 1,536, time", *(f"memory: {part}" for part in parts)]
+    ratio = "read: rate of the last, as part of the first"
+    assert set(rows) == {*reading, *near, *far, *others, ratio}
+    for what, row in rows.items():
         assert row["engine"] == "quickllama" and row["dtype"] == "float32" and not row["note"]
-        assert len(row["values"]) == 2 and min(row["values"]) <= row["median"]
-        assert all(value > 0 for value in row["values"])
-    for what in rates:
+        short = what in near or what in ("import", "load")
+        assert len(row["values"]) == (2 if short else 1)
+        assert min(row["values"]) <= row["median"] and min(row["values"]) > 0
+    for what in (*reading, *near, *far):
         row = rows[what]
         assert row["unit"] == "tokens/s" and row["limit"] > 0
         assert 0 < row["ratio"] < 2  # a tiny model stays in the caches, beyond memory's rate
@@ -88,20 +111,156 @@ def test_every_row_is_there_with_its_rounds(speed: dict[str, Any]) -> None:
 def test_machine_limits_and_environment_stand_beside(speed: dict[str, Any]) -> None:
     assert speed["machine"]["cpu"] and speed["machine"]["cores"] >= 1
     assert speed["environment"]["removed"]["OPENBLAS_CORETYPE"] == "Haswell"
+    assert speed["environment"]["removed"]["GGML_NONSENSE"] == "1"
     details = speed["details"]["quickllama"]
     assert details["variant"] and "OpenBLAS" in details["blas"]
+    assert details["threads"] == "1 threads"
     rates = speed["limits"]["1"]
     assert rates["memory"] > 1e8
     assert any(name.startswith("float32") and rate > 1e8 for name, rate in rates.items())
     (curve,) = speed["curves"]
-    assert [end - curve["tokens"][0] for end in curve["tokens"]] == [0, 128]
-    assert len(curve["tokens_per_second"]) == 2
-    assert len(speed["rounds"]["results"]) == 2 * 4  # read, decode, prompt, load
+    assert curve["tokens"] == [1408, 1536] and len(curve["tokens_per_second"]) == 2
+    results, found = speed["rounds"]["results"], speed["rounds"]["limits"]
+    assert [r["job"] for r in results] == ["read", "deep", *["prompt", "decode", "load"] * 2]
+    assert [r["round"] for r in results] == [0, 1, 2, 2, 2, 3, 3, 3] and len(found) == 4
+    assert speed["strangers"] == []
 
 
-def test_wrong_options_are_refused() -> None:
-    result = run("speed.py", "--what", "dreams")
-    assert result.returncode == 2 and "--what takes read, decode" in result.stderr
+def test_engines_that_read_something_else_are_named(speed: dict[str, Any]) -> None:
+    prompt = next(r for r in speed["rounds"]["results"] if r["job"] == "prompt")
+    worst = {**prompt, "engine": "llamacpp", "label": "stored", "best": [[-1, 0.0]]}
+    found = python(f"import rows; print(rows.strangers({[prompt, worst]!r}))")
+    assert "llamacpp stored: after the prompt its best token is -1, which is none" in found
+    assert python(f"import rows; print(rows.strangers({[prompt, prompt]!r}))") == "[]\n"
+
+
+def test_llamacpp_wants_gguf(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    peers = ("--peers", "llamacpp", "--llamacpp-dtype", "stored")
+    result = run("speed.py", *SIZES, *peers, "--model", str(folder), "--json", str(out))
+    # A folder of safetensors is nothing for llama.cpp, which says so before anything is measured.
+    assert result.returncode == 2 and "GGUF" in result.stderr and not out.exists()
+
+
+def test_a_peer_that_is_not_installed_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError(name='transformers')")
+    (tmp_path / "torch.py").write_text("")
+    script = tmp_path / "python"
+    path = os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={path!r} exec {sys.executable!r} "$@"\n')
+    script.chmod(0o755)
+    out = tmp_path / "out.json"
+    result = run(
+        "speed.py",
+        *SIZES,
+        *("--what", "prompt", "--dtype", "float32", "--model", str(folder), "--json", str(out)),
+        *("--peers", "transformers", "--peer-python", str(script)),
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text("utf-8"))["rows"]
+    notes = {row["engine"]: row["note"] for row in rows}
+    assert notes == {"quickllama": "", "transformers": "not installed: transformers"}
+
+
+@pytest.mark.peers
+def test_transformers_beside_ours(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    check_peer("transformers", folder, tmp_path, "--transformers-dtype", "float32")
+
+
+@pytest.mark.peers
+def test_llamacpp_beside_ours(smollm2_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    check_peer("llamacpp", smollm2_path, tmp_path, "--llamacpp-dtype", "stored,q8_0")
+
+
+def check_peer(engine: str, model: Path, folder: Path, *dtypes: str) -> None:
+    """A peer reads, decodes and answers a prompt as we do."""
+    out = folder / "out.json"
+    sizes = ("--peer-tokens", "256", "--peer-segment", "64", "--llamacpp-depth", "16,64")
+    result = run(
+        "speed.py",
+        *SIZES,
+        *("--dtype", "float32", "--model", str(model), "--json", str(out)),
+        *("--peers", engine, *dtypes, *sizes),
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text("utf-8"))
+    assert found["strangers"] == []
+    assert found["details"][engine]["threads"] == "1 threads"
+    rows = {row["what"]: row for row in found["rows"] if row["engine"] == engine}
+    for what in ("read: all 256", "decode after 16", "decode after 64", "prompt of 32", "load"):
+        assert rows[what]["median"] > 0
+    curve = next(curve for curve in found["curves"] if curve["engine"] == engine)
+    assert curve["tokens"] == [64, 128, 192, 256]
+
+
+def test_scaling_needs_neither_a_model_nor_a_compiler_of_its_own(tmp_path: Path) -> None:
+    program, out = tmp_path / "limits", tmp_path / "out.json"
+    compiler = os.environ.get("CC", "cc").split()
+    source = str(BENCHMARKS / "limits.c")
+    flags = ["-O1", "-std=gnu11", "-pthread"]
+    subprocess.run([*compiler, *flags, source, "-o", str(program)], check=True)
+    options = "--model made:tiny:2 --threads 1,2 --rounds 2 --tokens 128 --new 4 --window 512"
+    sizes = "--limit-seconds 0.01 --limit-bytes 65536 --dtype float32,bfloat16"
+    given = (*options.split(), *sizes.split(), "--json", str(out))
+    result = run("scaling.py", *given, CC="no-such-compiler")
+    assert result.returncode == 1 and "--limits" in result.stderr and "CC" in result.stderr
+    result = run("scaling.py", *given, "--limits", str(program), CC="no-such-compiler")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text("utf-8"))
+    assert found["model"] == {"name": "made:tiny:2", "share": 0.5}
+    for dtype in ("float32", "bfloat16"):
+        one, two = found["rows"][dtype]
+        assert (one["threads"], two["threads"]) == (1, 2)
+        for what in ("read", "decode"):
+            assert one[what] > 0 and one[f"{what}_limit"] > 0
+            assert one[f"{what}_gain"] == one[f"{what}_part"] == 1
+            assert two[f"{what}_part"] > 0
+        assert [p["cores"] for p in found["projections"][dtype]] == [2, 16, 64]
+        (measured, *_) = found["projections"][dtype]
+        assert measured["seconds"] == pytest.approx(100_000 / (two["read"] * 0.5))
+
+
+def test_projections_gain_as_much_as_the_last_doubling() -> None:
+    rows = [{"threads": count, "read": rate} for count, rate in ((1, 10.0), (2, 19.0), (4, 30.0))]
+    found = python(f"import scaling; print(scaling.projections({rows!r}, 0.5))")
+    two, sixteen, sixty = ast.literal_eval(found)
+    gain = 30 / 19
+    assert (two["cores"], two["threads_measured"]) == (2, 2)
+    assert two["seconds"] == pytest.approx(100_000 / (19 * 0.5))
+    assert (sixteen["cores"], sixteen["threads_measured"]) == (16, 4)
+    assert sixteen["seconds"] == pytest.approx(100_000 / (30 * gain**2 * 0.5))
+    assert sixty["seconds"] == pytest.approx(100_000 / (30 * gain**4 * 0.5))
+
+
+def test_made_models_shrink_in_proportion() -> None:
+    found = python(
+        "import json, made_models as m\n"
+        "from quickllama import ModelConfig\n"
+        "whole, part = (ModelConfig.from_hf(m.config_of(f'made:llama3-8b:{n}')) for n in (32, 2))\n"
+        "w = m.weights_of('made:tiny:2')\n"
+        "print([whole.parameters, part.parameters / whole.parameters, sorted(w)[0]])\n"
+    )
+    parameters, share, name = ast.literal_eval(found)
+    assert parameters == 8_030_261_248 and share == pytest.approx(2 / 32, abs=1e-5)
+    assert name == "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "words"),
+    [
+        ("speed.py", "--what dreams", "--what takes read, decode"),
+        ("speed.py", "--dtype float7", "float7"),
+        ("speed.py", "--deep made:smollm2-135m:31", "1 to 30 layers"),
+        ("speed.py", "--tokens 0", "--tokens is at least 1"),
+        ("scaling.py", "--model made:nothing:2", "llama3-8b"),
+        ("scaling.py", "--threads 0", "at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(script: str, options: str, words: str) -> None:
+    result = run(script, *options.split())
+    assert result.returncode == 2 and words in result.stderr
 
 
 def test_kernels_of_every_variant(tmp_path: Path) -> None:
@@ -127,27 +286,21 @@ def test_kernels_of_every_variant(tmp_path: Path) -> None:
 
 
 def test_tables_and_plots(speed: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("rich")
-    pytest.importorskip("matplotlib")
     found = tmp_path / "found.json"
     found.write_text(json.dumps(speed), "utf-8")
-    program = (
-        f"import json, pathlib, sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
-        "import report, speed\n"
+    printed = python(
+        "import json, report, speed\n"
         f"found = json.load(open({str(found)!r}))\n"
         "rows = report.table_rows(found['rows'])\n"
         "report.print_table(speed.heading(found), report.COLUMNS, rows)\n"
-        f"report.plot(pathlib.Path({str(tmp_path / 'plot.png')!r}), found['curves'], 'title')\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    assert "read: first 128" in printed
+    assert "OPENBLAS_CORETYPE=Haswell" in printed and "this shell sets" in printed
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "plot.png"
+    python(
+        "import json, pathlib, report\n"
+        f"found = json.load(open({str(found)!r}))\n"
+        f"report.plot(pathlib.Path({str(picture)!r}), found['curves'], 'title')\n"
     )
-    assert result.returncode == 0, result.stderr
-    assert "read: first 128" in result.stdout
-    assert "OPENBLAS_CORETYPE=Haswell" in result.stdout and "this shell sets" in result.stdout
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert picture.read_bytes().startswith(b"\x89PNG")
