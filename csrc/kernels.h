@@ -14,25 +14,32 @@
 
 enum { QL_FEW_ROWS = 4 }; /* most rows of x that the few-row kernels take at once */
 
-/* Products of bfloat16 with float32 sums, for many rows. A panel holds QL_PANEL columns of the
- * right hand side, two consecutive numbers of a column together: [(k + 1) / 2, QL_PANEL, 2], filled
- * up with zeros, 64-byte aligned. */
+/* Products with float32 sums, for many rows, of numbers of one format: bfloat16 or float32. A panel
+ * holds QL_PANEL columns of the right hand side: bfloat16 two consecutive numbers of a column
+ * together, [(k + 1) / 2, QL_PANEL, 2], float32 one by one, [k, QL_PANEL]; filled up with zeros,
+ * 64-byte aligned. An element of c has the same bits in whatever company it is computed. */
 enum { QL_PANEL = 64 };
 
 typedef struct ql_panels {
+    size_t item; /* bytes of a number: 2 (bfloat16) or 4 */
     /* panel from the rows of w [n, k], row stride ldw: its columns; 1 <= n <= QL_PANEL. */
-    void (*pack_rows)(uint16_t *panel, const uint16_t *w, size_t ldw, int n, size_t k);
+    void (*pack_rows)(void *panel, const void *w, size_t ldw, int n, size_t k);
     /* panel from the columns of v [k, n], row stride ldv; 0 <= n <= QL_PANEL, k may be 0. */
-    void (*pack_columns)(uint16_t *panel, const uint16_t *v, size_t ldv, int n, size_t k);
-    /* c [m, n] = scale * a panel (+ c). a [m, k], row stride lda >= k + k % 2, and 0 behind an odd
-     * k; c row stride ldc. */
-    void (*multiply)(float *c, size_t ldc, const uint16_t *a, size_t lda, const uint16_t *panel,
-                     int m, int n, size_t k, float scale, bool accumulate);
+    void (*pack_columns)(void *panel, const void *v, size_t ldv, int n, size_t k);
+    /* c [m, n] = scale * a panel (+ c). a [m, k], row stride lda >= k, of bfloat16 >= k + k % 2 and
+     * 0 behind an odd k; c row stride ldc. */
+    void (*multiply)(float *c, size_t ldc, const void *a, size_t lda, const void *panel, int m,
+                     int n, size_t k, float scale, bool accumulate);
+    /* The softmax's weights, to be multiplied: y [n] = exp(x [n] - shift) in this format, where
+     * x <= shift; returns the sum. Exact as far as the format is. y may begin where x begins. */
+    float (*exp_sum)(void *y, const float *x, float shift, size_t n);
+    void (*add_scaled)(float *y, const void *x, float factor, size_t n); /* y += factor * x */
 } ql_panels;
 
 typedef struct ql_kernels {
     const char *name;
-    const ql_panels *panels; /* NULL: this variant has no products of bfloat16 */
+    const ql_panels *panels;     /* of bfloat16; NULL: this variant has no such products */
+    const ql_panels *panels_f32; /* of float32 */
 
     /* y[t, i] = <x[t, :], w[i, :]> for t < n_x, i < n_w. x [n_x, k], row stride ldx; w [n_w, k],
      * row stride ldw; y [n_x, n_w], row stride ldy; strides in elements; 1 <= n_x <= QL_FEW_ROWS.

@@ -3,77 +3,79 @@
 #include <math.h>
 #include <string.h>
 
-#include "blas.h"
 #include "threads.h"
 
-enum { TILE_ROWS = 192, MOST_TILE_TOKENS = 128, FEWEST_TILE_TOKENS = 8 };
-static const size_t TILE_BYTES = (size_t)32 << 20, GATHER_BYTES = (size_t)256 << 20;
+/* An item of work is a tile: a kv head by some tokens. It is computed in strips of about so many
+ * rows (tokens times query heads), whose scores stay in a core's own cache. */
+enum { TILE_TOKENS = 64, STRIP_ROWS = 48 };
+enum { MIX_KEYS = 256 }; /* keys of a panel of values that stay in the nearest cache */
+static const size_t STRIP_BYTES = (size_t)32 << 20, GATHER_BYTES = (size_t)256 << 20;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 static size_t panels_of(int64_t columns) { return (size_t)(columns + QL_PANEL - 1) / QL_PANEL; }
 
 /* ---- sizes and places ---- */
 
-/* The global or the local keys of one kv head, as they are multiplied. Bytes from the head's start:
- * rows are as they were read, panels only there with bfloat16 products. */
+/* The global or the local keys of one kv head, as they are multiplied. Bytes from the head's
+ * start. */
 typedef struct keys_plan {
     int64_t n;
-    size_t key_rows, value_rows;     /* [n, D] */
+    size_t key_rows, value_rows;     /* [n, D], as they were read */
     size_t key_panels, value_panels; /* [n / QL_PANEL] of [D]; [D / QL_PANEL] of [n] */
 } keys_plan;
 
 typedef struct plan {
-    int group; /* query heads per kv head */
+    const ql_panels *panels; /* products in the format of keys, or in float32 */
+    int group;               /* query heads per kv head */
     int D;
-    bool panels;
-    int item; /* bytes of a number that is multiplied */
     keys_plan global, local;
-    int tile_tokens, n_tiles;
+    int tile_tokens, strip_tokens, n_tiles;
     int heads_at_once; /* kv heads whose keys and values are gathered together */
     int64_t band;      /* most local keys of a tile */
     size_t gathered;   /* bytes of one kv head */
     size_t mass;       /* floats [n_tiles, band] of one query head */
-    size_t queries;    /* bytes of a tile's queries or outputs */
-    size_t scores;     /* bytes of a tile's scores */
+    size_t queries;    /* bytes of a strip's queries or outputs */
+    size_t scores;     /* bytes of a strip's scores */
     size_t per_thread; /* bytes */
 } plan;
 
 /* Bytes of one panel of k numbers a column. */
-static size_t panel_bytes(int64_t k) { return (size_t)(k + 1) / 2 * QL_PANEL * 4; }
+static size_t panel_bytes(const plan *p, int64_t k) {
+    return (size_t)even(k) * QL_PANEL * p->panels->item;
+}
 
 static size_t plan_keys(keys_plan *keys, const plan *p, int64_t n, size_t at) {
-    size_t rows = aligned((size_t)n * p->D * p->item);
+    size_t rows = aligned((size_t)n * p->D * p->panels->item);
     keys->n = n;
     keys->key_rows = at;
     keys->value_rows = at + rows;
     keys->key_panels = at + 2 * rows;
-    if (!p->panels) return at + 2 * rows;
-    keys->value_panels = keys->key_panels + panels_of(n) * panel_bytes(p->D);
-    return keys->value_panels + panels_of(p->D) * panel_bytes(n);
+    keys->value_panels = keys->key_panels + panels_of(n) * panel_bytes(p, p->D);
+    return keys->value_panels + panels_of(p->D) * panel_bytes(p, n);
 }
 
 static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype, int n_tokens,
                       int64_t n_global, int64_t n_local, int64_t reach) {
     plan p = {.group = heads.n_heads / heads.n_kv_heads, .D = heads.head_dim};
-    p.panels = dtype == QL_BF16 && kernels->panels;
-    p.item = p.panels ? sizeof(uint16_t) : sizeof(float);
-    int tile = (int)max64(16, min64(MOST_TILE_TOKENS, TILE_ROWS / p.group));
-    while (tile > FEWEST_TILE_TOKENS &&
-           sizeof(float) * p.group * tile * (size_t)(n_global + n_local) > TILE_BYTES)
-        tile /= 2;
-    p.tile_tokens = (int)min64(tile, n_tokens);
+    p.panels = dtype == QL_BF16 && kernels->panels ? kernels->panels : kernels->panels_f32;
+    p.tile_tokens = (int)min64(TILE_TOKENS, n_tokens);
     p.n_tiles = (n_tokens + p.tile_tokens - 1) / p.tile_tokens;
+    int strip = (int)max64(1, STRIP_ROWS / p.group);
+    size_t columns = (size_t)(n_global + n_local + 4);
+    while (strip > 1 && sizeof(float) * p.group * strip * columns > STRIP_BYTES) strip /= 2;
+    p.strip_tokens = (int)min64(strip, p.tile_tokens);
     p.band = reach > n_local ? n_local : min64(n_local, p.tile_tokens + reach - 1 + QL_PANEL);
     p.gathered = plan_keys(&p.local, &p, n_local, plan_keys(&p.global, &p, n_global, 0));
     p.heads_at_once =
         (int)max64(1, min64(heads.n_kv_heads, (int64_t)(GATHER_BYTES / (p.gathered + 1))));
     p.mass = (size_t)p.n_tiles * p.band;
-    size_t rows = (size_t)p.group * p.tile_tokens;
+    size_t rows = (size_t)p.group * p.strip_tokens;
     p.queries = aligned(rows * p.D * sizeof(float));
-    p.scores = aligned(rows * (size_t)(n_global + p.band + 2) * sizeof(float));
-    p.per_thread = 3 * p.queries + p.scores;
+    p.scores = aligned(rows * (size_t)(even(n_global) + even(p.band)) * sizeof(float));
+    p.per_thread = 3 * p.queries + p.scores + aligned(rows * sizeof(float));
     return p;
 }
 
@@ -91,8 +93,8 @@ static char *head_at(const tiles *x, int g) { return x->gathered + (g - x->g0) *
 /* ---- gather: keys and values of a kv head side by side ---- */
 
 static void copy_rows(const tiles *x, void *to, const void *from, size_t n) {
-    if (x->plan.panels)
-        memcpy(to, from, n * sizeof(uint16_t));
+    if (x->plan.panels->item == ql_kv_item(x->a->dtype))
+        memcpy(to, from, n * x->plan.panels->item);
     else
         ql_get_row(x->a->kernels, to, from, x->a->dtype, n);
 }
@@ -107,7 +109,7 @@ static void gather_task(void *context, int item, int thread) {
     const keys_plan *keys = global ? &x->plan.global : &x->plan.local;
     if (!global) s -= a->n_global;
     const ql_span *span = &spans[s];
-    size_t at = (size_t)ql_count_keys(spans, s) * x->plan.D * x->plan.item;
+    size_t at = (size_t)ql_count_keys(spans, s) * x->plan.D * x->plan.panels->item;
     size_t stored = ql_kv_item(a->dtype), n = (size_t)span->n * x->plan.D;
     char *head = head_at(x, g);
     copy_rows(x, head + keys->key_rows + at, (const char *)span->k + g * span->k_stride * stored,
@@ -120,188 +122,196 @@ static void gather_task(void *context, int item, int thread) {
 static void pack_task(void *context, int item, int thread) {
     (void)thread;
     const tiles *x = context;
-    const ql_panels *panels = x->a->kernels->panels;
-    int D = x->plan.D;
-    size_t wide = panels_of(D), n_global = panels_of(x->plan.global.n),
-           n_local = panels_of(x->plan.local.n), n_items = n_global + n_local + 2 * wide;
+    const plan *p = &x->plan;
+    size_t D = (size_t)p->D, wide = panels_of(p->D), n_global = panels_of(p->global.n),
+           n_local = panels_of(p->local.n), n_items = n_global + n_local + 2 * wide;
     char *head = head_at(x, x->g0 + (int)(item / n_items));
     size_t i = item % n_items;
     bool values = i >= n_global + n_local;
     if (values) i -= n_global + n_local;
     size_t first = values ? wide : n_global; /* panels of the global keys come first */
-    const keys_plan *keys = i < first ? &x->plan.global : &x->plan.local;
+    const keys_plan *keys = i < first ? &p->global : &p->local;
     if (i >= first) i -= first;
-    int64_t at = (int64_t)i * QL_PANEL, left = (values ? D : keys->n) - at;
+    int64_t at = (int64_t)i * QL_PANEL, left = (values ? p->D : keys->n) - at;
     int n = (int)min64(left, QL_PANEL);
     if (values)
-        panels->pack_columns((uint16_t *)(head + keys->value_panels + i * panel_bytes(keys->n)),
-                             (const uint16_t *)(head + keys->value_rows) + at, D, n,
-                             (size_t)keys->n);
+        p->panels->pack_columns(head + keys->value_panels + i * panel_bytes(p, keys->n),
+                                head + keys->value_rows + (size_t)at * p->panels->item, D, n,
+                                (size_t)keys->n);
     else
-        panels->pack_rows((uint16_t *)(head + keys->key_panels + i * panel_bytes(D)),
-                          (const uint16_t *)(head + keys->key_rows) + at * D, D, n, D);
+        p->panels->pack_rows(head + keys->key_panels + i * panel_bytes(p, p->D),
+                             head + keys->key_rows + (size_t)at * D * p->panels->item, D, n, D);
 }
 
-/* ---- the two products of a tile ---- */
+/* ---- the two products of a strip ---- */
 
-/* scores [rows, n] (stride) = queries [rows, D] times the keys from ... from + n - 1; with panels
- * from is a multiple of QL_PANEL. */
+/* scores [rows, n] (stride) = queries [rows, D] times the keys from ... from + n - 1; from is a
+ * multiple of QL_PANEL. */
 static void multiply_keys(const tiles *x, float *scores, size_t stride, const void *queries,
                           const keys_plan *keys, const char *head, int rows, int64_t from,
                           int64_t n) {
-    const ql_panels *panels = x->a->kernels->panels;
-    int D = x->plan.D;
-    float scale = 1 / sqrtf((float)D);
-    if (!x->plan.panels) {
-        const float *k = (const float *)(head + keys->key_rows) + from * D;
-        ql_sgemm_nt(scores, stride, queries, D, k, D, rows, (int)n, D, scale, 0);
-        return;
-    }
-    for (int64_t at = 0; at < n; at += QL_PANEL) {
-        const char *panel = head + keys->key_panels + (from + at) / QL_PANEL * panel_bytes(D);
-        panels->multiply(scores + at, stride, queries, D, (const uint16_t *)panel, rows,
-                         (int)min64(n - at, QL_PANEL), D, scale, false);
-    }
-}
-
-/* out [rows, D] (+)= weights [rows, n] (stride floats apart) times those keys' values. */
-static void multiply_values(const tiles *x, float *out, const float *weights, size_t stride,
-                            const keys_plan *keys, const char *head, int rows, int64_t from,
-                            int64_t n, bool accumulate) {
-    const ql_panels *panels = x->a->kernels->panels;
-    int D = x->plan.D;
-    if (!x->plan.panels) {
-        const float *v = (const float *)(head + keys->value_rows) + from * D;
-        ql_sgemm_nn(out, D, weights, stride, v, D, rows, D, (int)n, 1, accumulate ? 1 : 0);
-        return;
-    }
-    for (int at = 0; at < D; at += QL_PANEL) {
-        const char *panel =
-            head + keys->value_panels + at / QL_PANEL * panel_bytes(keys->n) + panel_bytes(from);
-        panels->multiply(out + at, D, (const uint16_t *)weights, 2 * stride,
-                         (const uint16_t *)panel, rows, (int)min64(D - at, QL_PANEL), (size_t)n, 1,
-                         accumulate);
-    }
-}
-
-/* ---- a tile ---- */
-
-typedef struct tile { /* what one tile sees; scores are [rows, columns]: global, local keys */
-    int g, t0, n, rows;
-    int64_t n_global, n_band, band_first; /* keys; position of the first local one */
-    int64_t local_at;                     /* column of the first local key: even */
-    size_t columns;
-} tile;
-
-static tile cut_tile(const tiles *x, int item) {
-    const ql_attention *a = x->a;
     const plan *p = &x->plan;
-    tile t = {.g = x->g0 + item / p->n_tiles, .t0 = item % p->n_tiles * p->tile_tokens};
-    t.n = (int)min64(p->tile_tokens, a->n_tokens - t.t0);
-    t.rows = p->group * t.n;
-    int64_t begin = a->first + t.t0, last = begin + t.n - 1, local_first = a->local[0].first;
+    size_t D = (size_t)p->D;
+    float scale = 1 / sqrtf((float)p->D);
+    for (int64_t at = 0; at < n; at += QL_PANEL) {
+        const char *panel = head + keys->key_panels + (from + at) / QL_PANEL * panel_bytes(p, p->D);
+        p->panels->multiply(scores + at, stride, queries, D, panel, rows,
+                            (int)min64(n - at, QL_PANEL), D, scale, false);
+    }
+}
+
+/* out [rows, D] += weights [rows, n] (stride numbers apart) times the values of the keys from ...
+ * from + n - 1; from is even. */
+static void multiply_values(const tiles *x, float *out, const char *weights, size_t stride,
+                            const keys_plan *keys, const char *head, int rows, int64_t from,
+                            int64_t n) {
+    const plan *p = &x->plan;
+    for (int at = 0; at < p->D; at += QL_PANEL) {
+        const char *panel = head + keys->value_panels + at / QL_PANEL * panel_bytes(p, keys->n);
+        for (int64_t key = 0; key < n; key += MIX_KEYS)
+            p->panels->multiply(out + at, p->D, weights + key * p->panels->item, stride,
+                                panel + panel_bytes(p, from + key), rows,
+                                (int)min64(p->D - at, QL_PANEL), (size_t)min64(n - key, MIX_KEYS),
+                                1, true);
+    }
+}
+
+/* ---- a strip: some tokens of a tile ---- */
+
+typedef struct strip { /* scores are [rows, columns]: global keys, local keys; both begin even */
+    int g, t0, n, rows;
+    int64_t n_global; /* keys that the last query sees */
+    int64_t skip;     /* local keys before column local_at, whole panels */
+    int64_t n_band;   /* local keys from there on */
+    int64_t local_at;
+    size_t columns;
+} strip;
+
+static strip cut_strip(const tiles *x, int g, int t0, int n) {
+    const ql_attention *a = x->a;
+    strip t = {.g = g, .t0 = t0, .n = n, .rows = x->plan.group * n};
+    int64_t begin = a->first + t0, last = begin + n - 1, local_first = a->local[0].first;
     t.n_global = ql_visible_global(a, last);
-    int64_t skip = a->reach > begin ? 0 : max64(0, begin - a->reach + 1 - local_first);
-    if (p->panels) skip -= skip % QL_PANEL; /* whole panels; the softmax passes the others over */
-    t.band_first = local_first + skip;
-    t.n_band = last + 1 - t.band_first;
-    t.local_at = (t.n_global + 1) / 2 * 2;
-    t.columns = (size_t)(t.local_at + (t.n_band + 1) / 2 * 2);
+    if (a->reach <= begin) t.skip = max64(0, begin - a->reach + 1 - local_first);
+    t.skip -= t.skip % QL_PANEL;
+    t.n_band = last + 1 - local_first - t.skip;
+    t.local_at = even(t.n_global);
+    t.columns = (size_t)(t.local_at + even(t.n_band));
     return t;
 }
 
-/* Queries of a tile at their own positions (near) and at the far distance: [rows, D]. */
-static void rotate_queries(const tiles *x, const tile *t, void *near, void *far) {
+/* First of the strip's local keys, counted from column local_at, that the query at position p
+ * sees. */
+static int64_t first_seen(const tiles *x, const strip *t, int64_t p) {
     const ql_attention *a = x->a;
-    size_t D = x->plan.D, item = x->plan.item;
+    return a->reach > p ? 0 : max64(0, p - a->reach + 1 - a->local[0].first - t->skip);
+}
+
+/* Queries of a strip at their own positions (near) and at the far distance: [rows, D]. */
+static void rotate_queries(const tiles *x, const strip *t, char *near, char *far) {
+    const ql_attention *a = x->a;
+    size_t D = x->plan.D, row = D * x->plan.panels->item;
+    bool rounds = x->plan.panels->item != sizeof(float);
     float rotated[QL_MAX_HEAD_DIM];
     for (int i = 0; i < t->rows; i++) {
         int token = t->t0 + i % t->n, h = t->g * x->plan.group + i / t->n;
         const float *q = a->q + ((size_t)token * a->heads.n_heads + h) * D;
         const float *cos = a->cos + token * (D / 2), *sin = a->sin + token * (D / 2);
         for (int which = 0; which < (t->n_global ? 2 : 1); which++) {
-            char *to = (char *)(which ? far : near) + i * D * item;
+            char *to = (which ? far : near) + i * row;
             a->kernels->rope(rotated, q, which ? a->far_cos : cos, which ? a->far_sin : sin, D);
-            if (x->plan.panels)
-                a->kernels->pack_bf16((uint16_t *)to, rotated, D);
-            else
-                memcpy(to, rotated, D * sizeof *rotated);
+            ql_put_row(a->kernels, to, rotated, rounds ? QL_BF16 : QL_F32, D);
         }
     }
 }
 
-/* The scores of the query at position p become probabilities; keys that it does not see get 0. */
-static void softmax_row(const tiles *x, const tile *t, float *scores, int64_t p) {
+/* In place: the scores of the query at position p become weights, 0 for the keys that it does not
+ * see, and its weights of local keys over the sum of all are added to mass (or NULL). Returns
+ * 1 / sum. */
+static float softmax_row(const tiles *x, const strip *t, float *scores, float *mass, int64_t p) {
     const ql_attention *a = x->a;
-    const ql_kernels *kernels = a->kernels;
-    int64_t seen = min64(t->n_global, ql_visible_global(a, p));
-    int64_t from = a->reach > p ? 0 : max64(0, p - a->reach + 1 - t->band_first),
-            to = p + 1 - t->band_first;
+    const ql_panels *panels = x->plan.panels;
+    int64_t seen = min64(t->n_global, ql_visible_global(a, p)), from = first_seen(x, t, p),
+            to = p + 1 - a->local[0].first - t->skip, n = to - from;
     float *local = scores + t->local_at;
-    float far = kernels->max(scores, (size_t)seen),
-          near = kernels->max(local + from, (size_t)(to - from));
-    float top = far > near ? far : near;
-    float sum = kernels->exp_sum(scores, top, (size_t)seen) +
-                kernels->exp_sum(local + from, top, (size_t)(to - from));
-    kernels->scale(scores, 1 / sum, (size_t)seen);
-    kernels->scale(local + from, 1 / sum, (size_t)(to - from));
-    memset(scores + seen, 0, (size_t)(t->local_at - seen) * sizeof *scores);
-    memset(local, 0, (size_t)from * sizeof *local);
-    memset(local + to, 0, (t->columns - (size_t)(t->local_at + to)) * sizeof *local);
+    float far = a->kernels->max(scores, (size_t)seen),
+          near = a->kernels->max(local + from, (size_t)n), top = far > near ? far : near;
+    /* Nothing is overwritten before it is read: a weight takes no more room than its score. */
+    char *weights = (char *)scores, *local_weights = weights + t->local_at * panels->item,
+         *end = weights + t->columns * panels->item;
+    float sum = panels->exp_sum(weights, scores, top, (size_t)seen);
+    memset(weights + seen * panels->item, 0, (size_t)(t->local_at - seen) * panels->item);
+    sum += panels->exp_sum(local_weights + from * panels->item, local + from, top, (size_t)n);
+    memset(local_weights, 0, (size_t)from * panels->item);
+    memset(local_weights + to * panels->item, 0,
+           (size_t)(end - local_weights) - (size_t)to * panels->item);
+    if (mass)
+        panels->add_scaled(mass + from, local_weights + from * panels->item, 1 / sum, (size_t)n);
+    return 1 / sum;
 }
 
-static void softmax_tile(const tiles *x, const tile *t, float *scores) {
+/* mass [group] rows of x->plan.mass floats: of the tile's local keys from t->skip on; or NULL. */
+static void attend_strip(const tiles *x, const strip *t, float *mass, char *scratch) {
     const ql_attention *a = x->a;
     const plan *p = &x->plan;
-    for (int h = 0; h < p->group; h++) {
-        float *mass = x->mass + (size_t)(t->g * p->group + h) * p->mass +
-                      (size_t)(t->t0 / p->tile_tokens) * p->band;
-        if (a->local_mass) memset(mass, 0, (size_t)t->n_band * sizeof *mass);
-        for (int i = 0; i < t->n; i++) {
-            float *row = scores + (size_t)(h * t->n + i) * t->columns;
-            softmax_row(x, t, row, a->first + t->t0 + i);
-            if (a->local_mass) a->kernels->add(mass, row + t->local_at, (size_t)t->n_band);
-            /* In place: a vector is read before its half of the bytes is written. */
-            if (p->panels) a->kernels->pack_bf16((uint16_t *)row, row, t->columns);
-        }
-    }
-}
-
-static void tile_task(void *context, int item, int thread) {
-    const tiles *x = context;
-    const ql_attention *a = x->a;
-    const plan *p = &x->plan;
-    tile t = cut_tile(x, item);
-    char *near = x->threads + thread * p->per_thread, *far = near + p->queries;
-    float *out = (float *)(far + p->queries), *scores = (float *)(far + 2 * p->queries);
-    const char *head = head_at(x, t.g);
-    int64_t skip = t.band_first - a->local[0].first;
-    rotate_queries(x, &t, near, far);
-    if (t.n_global)
-        multiply_keys(x, scores, t.columns, far, &p->global, head, t.rows, 0, t.n_global);
-    multiply_keys(x, scores + t.local_at, t.columns, near, &p->local, head, t.rows, skip, t.n_band);
-    softmax_tile(x, &t, scores);
-    const float *local = p->panels ? scores + t.local_at / 2 : scores + t.local_at;
-    if (t.n_global)
-        multiply_values(x, out, scores, t.columns, &p->global, head, t.rows, 0, t.n_global, false);
-    multiply_values(x, out, local, t.columns, &p->local, head, t.rows, skip, t.n_band,
-                    t.n_global > 0);
-    for (int i = 0; i < t.rows; i++) {
-        size_t row = (size_t)(t.t0 + i % t.n) * a->heads.n_heads + t.g * p->group + i / t.n;
+    char *near = scratch, *far = near + p->queries, *weights = far + 2 * p->queries;
+    float *out = (float *)(far + p->queries), *scores = (float *)weights,
+          *factors = (float *)(weights + p->scores);
+    const char *head = head_at(x, t->g);
+    rotate_queries(x, t, near, far);
+    multiply_keys(x, scores, t->columns, far, &p->global, head, t->rows, 0, t->n_global);
+    multiply_keys(x, scores + t->local_at, t->columns, near, &p->local, head, t->rows, t->skip,
+                  t->n_band);
+    for (int i = 0; i < t->rows; i++)
+        factors[i] =
+            softmax_row(x, t, scores + (size_t)i * t->columns,
+                        mass ? mass + i / t->n * p->mass : NULL, a->first + t->t0 + i % t->n);
+    size_t stride = t->columns * sizeof(float) / p->panels->item;
+    int64_t unseen = first_seen(x, t, a->first + t->t0) / 2 * 2;
+    memset(out, 0, (size_t)t->rows * p->D * sizeof *out);
+    multiply_values(x, out, weights, stride, &p->global, head, t->rows, 0, t->n_global);
+    multiply_values(x, out, weights + (t->local_at + unseen) * p->panels->item, stride, &p->local,
+                    head, t->rows, t->skip + unseen, t->n_band - unseen);
+    for (int i = 0; i < t->rows; i++) {
+        size_t row = (size_t)(t->t0 + i % t->n) * a->heads.n_heads + t->g * p->group + i / t->n;
+        a->kernels->scale(out + (size_t)i * p->D, factors[i], p->D);
         memcpy(a->out + row * p->D, out + (size_t)i * p->D, p->D * sizeof *out);
     }
 }
 
+/* ---- a tile: its strips, and what they add up to ---- */
+
+/* Tile i as one strip: the band of local keys that its mass is about. */
+static strip tile_at(const tiles *x, int g, int i) {
+    int t0 = i * x->plan.tile_tokens;
+    return cut_strip(x, g, t0, (int)min64(x->plan.tile_tokens, x->a->n_tokens - t0));
+}
+
+static void tile_task(void *context, int item, int thread) {
+    const tiles *x = context;
+    const plan *p = &x->plan;
+    int g = x->g0 + item / p->n_tiles, i = item % p->n_tiles;
+    strip tile = tile_at(x, g, i);
+    float *mass =
+        x->a->local_mass ? x->mass + (size_t)g * p->group * p->mass + (size_t)i * p->band : NULL;
+    for (int h = 0; mass && h < p->group; h++)
+        memset(mass + h * p->mass, 0, (size_t)tile.n_band * sizeof *mass);
+    for (int at = 0; at < tile.n; at += p->strip_tokens) {
+        strip t = cut_strip(x, g, tile.t0 + at, (int)min64(p->strip_tokens, tile.n - at));
+        attend_strip(x, &t, mass ? mass + (t.skip - tile.skip) : NULL,
+                     x->threads + thread * p->per_thread);
+    }
+}
+
 /* Adds the tiles' sums in a fixed order: results must not depend on which thread came first. */
-static void sum_mass(tiles *x) {
+static void sum_mass(const tiles *x) {
     const ql_attention *a = x->a;
     const plan *p = &x->plan;
     memset(a->local_mass, 0, (size_t)a->heads.n_heads * p->local.n * sizeof *a->local_mass);
-    x->g0 = 0;
     for (int i = 0; i < p->n_tiles; i++) {
-        tile t = cut_tile(x, i);
+        strip t = tile_at(x, 0, i);
         for (int h = 0; h < a->heads.n_heads; h++)
-            a->kernels->add(a->local_mass + h * p->local.n + (t.band_first - a->local[0].first),
+            a->kernels->add(a->local_mass + h * p->local.n + t.skip,
                             x->mass + h * p->mass + (size_t)i * p->band, (size_t)t.n_band);
     }
 }
@@ -330,7 +340,7 @@ void ql_attend_tiles(const ql_attention *a, void *scratch) {
     for (x.g0 = 0; x.g0 < a->heads.n_kv_heads; x.g0 += p->heads_at_once) {
         int n = (int)min64(p->heads_at_once, a->heads.n_kv_heads - x.g0);
         ql_parallel(a->n_threads, n * (a->n_global + a->n_local), gather_task, &x);
-        if (p->panels) ql_parallel(a->n_threads, n * packs, pack_task, &x);
+        ql_parallel(a->n_threads, n * packs, pack_task, &x);
         ql_parallel(a->n_threads, n * p->n_tiles, tile_task, &x);
     }
     if (a->local_mass) sum_mass(&x);

@@ -117,41 +117,96 @@ static void add(float *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] += x[i];
 }
 
-/* Where a panel holds number `row` of a column. */
+/* Where a panel of bfloat16 holds number `row` of a column. */
 static size_t panel_at(size_t row, int column) {
     return (row / 2 * QL_PANEL + (size_t)column) * 2 + row % 2;
 }
 
-static void panel_pack_rows(uint16_t *panel, const uint16_t *w, size_t ldw, int n, size_t k) {
+static void panel_pack_rows(void *panel, const void *w, size_t ldw, int n, size_t k) {
     for (size_t i = 0; i < (k + 1) / 2 * 2; i++)
         for (int j = 0; j < QL_PANEL; j++)
-            panel[panel_at(i, j)] = j < n && i < k ? w[j * ldw + i] : 0;
+            ((uint16_t *)panel)[panel_at(i, j)] =
+                j < n && i < k ? ((const uint16_t *)w)[j * ldw + i] : 0;
 }
 
-static void panel_pack_columns(uint16_t *panel, const uint16_t *v, size_t ldv, int n, size_t k) {
+static void panel_pack_columns(void *panel, const void *v, size_t ldv, int n, size_t k) {
     for (size_t i = 0; i < (k + 1) / 2 * 2; i++)
         for (int j = 0; j < QL_PANEL; j++)
-            panel[panel_at(i, j)] = j < n && i < k ? v[i * ldv + j] : 0;
+            ((uint16_t *)panel)[panel_at(i, j)] =
+                j < n && i < k ? ((const uint16_t *)v)[i * ldv + j] : 0;
 }
 
-static void panel_multiply(float *c, size_t ldc, const uint16_t *a, size_t lda,
-                           const uint16_t *panel, int m, int n, size_t k, float scale,
-                           bool accumulate) {
+static void panel_multiply(float *c, size_t ldc, const void *a, size_t lda, const void *panel,
+                           int m, int n, size_t k, float scale, bool accumulate) {
+    const uint16_t *left = a, *right = panel;
     for (int i = 0; i < m; i++) {
         for (int j = 0; j < n; j++) {
             double sum = 0;
             for (size_t p = 0; p < k; p++)
-                sum += (double)from_bf16(a[i * lda + p]) * from_bf16(panel[panel_at(p, j)]);
+                sum += (double)from_bf16(left[i * lda + p]) * from_bf16(right[panel_at(p, j)]);
             c[i * ldc + j] = (float)(sum * scale) + (accumulate ? c[i * ldc + j] : 0);
         }
     }
 }
 
-static const ql_panels panels = {panel_pack_rows, panel_pack_columns, panel_multiply};
+static float panel_exp_sum(void *y, const float *x, float shift, size_t n) {
+    double total = 0;
+    for (size_t i = 0; i < n; i++) {
+        float value = (float)exp((double)(x[i] - shift));
+        ((uint16_t *)y)[i] = to_bf16(value);
+        total += value;
+    }
+    return (float)total;
+}
+
+static void panel_add_scaled(float *y, const void *x, float factor, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] += factor * from_bf16(((const uint16_t *)x)[i]);
+}
+
+static const ql_panels panels = {sizeof(uint16_t), panel_pack_rows, panel_pack_columns,
+                                 panel_multiply,   panel_exp_sum,   panel_add_scaled};
+
+static void product_pack_rows(void *panel, const void *w, size_t ldw, int n, size_t k) {
+    for (size_t i = 0; i < k; i++)
+        for (int j = 0; j < QL_PANEL; j++)
+            ((float *)panel)[i * QL_PANEL + j] = j < n ? ((const float *)w)[j * ldw + i] : 0;
+}
+
+static void product_pack_columns(void *panel, const void *v, size_t ldv, int n, size_t k) {
+    for (size_t i = 0; i < k; i++)
+        for (int j = 0; j < QL_PANEL; j++)
+            ((float *)panel)[i * QL_PANEL + j] = j < n ? ((const float *)v)[i * ldv + j] : 0;
+}
+
+static void product_multiply(float *c, size_t ldc, const void *a, size_t lda, const void *panel,
+                             int m, int n, size_t k, float scale, bool accumulate) {
+    const float *left = a, *right = panel;
+    for (int i = 0; i < m; i++) {
+        for (int j = 0; j < n; j++) {
+            double sum = 0;
+            for (size_t p = 0; p < k; p++)
+                sum += (double)left[i * lda + p] * right[p * QL_PANEL + j];
+            c[i * ldc + j] = (float)(sum * scale) + (accumulate ? c[i * ldc + j] : 0);
+        }
+    }
+}
+
+static float product_exp_sum(void *y, const float *x, float shift, size_t n) {
+    memmove(y, x, n * sizeof *x);
+    return exp_sum(y, shift, n);
+}
+
+static void product_add_scaled(float *y, const void *x, float factor, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] += factor * ((const float *)x)[i];
+}
+
+static const ql_panels panels_f32 = {sizeof(float),    product_pack_rows, product_pack_columns,
+                                     product_multiply, product_exp_sum,   product_add_scaled};
 
 const ql_kernels ql_kernels_naive = {
     .name = "naive",
     .panels = &panels,
+    .panels_f32 = &panels_f32,
     .dots_f32 = dots_f32,
     .dots_bf16 = dots_bf16,
     .mix_f32 = mix_f32,

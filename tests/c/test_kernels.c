@@ -110,41 +110,87 @@ static void mix(void) {
             for (int n_p = 1; n_p <= QL_FEW_ROWS; n_p++) mix_case(n_p, ns[a], ds[c]);
 }
 
-/* Both ways of making a panel hold the same, and products with it are right up to rounding. */
-static void panel_case(int m, int n, size_t k) {
-    const ql_panels *ours = tested->panels, *theirs = naive->panels;
-    size_t even = (k + 1) / 2 * 2, bytes = even * QL_PANEL * sizeof(uint16_t);
-    float *x = floats((size_t)m * even), *w = floats((size_t)n * k), *y = floats((size_t)m * 70),
-          *z = malloc((size_t)m * 70 * sizeof *z);
-    uint16_t *a = calloc((size_t)m * even + 1, sizeof *a),
-             *rows = malloc((n * k + 1) * sizeof *rows),
-             *columns = malloc((n * k + 1) * sizeof *columns);
-    uint16_t *panel = aligned_alloc(64, bytes), *expected = aligned_alloc(64, bytes);
-    for (int i = 0; i < m; i++) naive->pack_bf16(a + (size_t)i * even, x + (size_t)i * even, k);
-    naive->pack_bf16(rows, w, n * k);
+/* n numbers as a panel's format has them; the naive twin rounds. */
+static void *numbers(const ql_panels *format, const float *x, size_t n) {
+    return format->item == sizeof(float) ? memcpy(malloc((n + 1) * sizeof *x), x, n * sizeof *x)
+                                         : (void *)halves(x, n);
+}
+
+/* Both ways of making a panel hold the same, and products with it are right up to rounding; those
+ * of one row alone have the same bits. */
+static void panel_case(const ql_panels *ours, const ql_panels *theirs, int m, int n, size_t k) {
+    size_t even = (k + 1) / 2 * 2, bytes = even * QL_PANEL * sizeof(float), size = (size_t)m * 70;
+    float *x = floats((size_t)m * even), *w = floats((size_t)n * k), *y = floats(size),
+          *z = malloc(size * sizeof *z), *v = malloc(((size_t)n * k + 1) * sizeof *v);
+    for (int i = 0; i < m && even > k; i++) x[(size_t)i * even + k] = 0;
     for (int i = 0; i < n; i++)
-        for (size_t j = 0; j < k; j++) columns[j * n + i] = rows[i * k + j];
+        for (size_t j = 0; j < k; j++) v[j * n + i] = w[i * k + j];
+    void *a = numbers(ours, x, (size_t)m * even), *rows = numbers(ours, w, n * k),
+         *columns = numbers(ours, v, n * k);
+    char *panel = aligned_alloc(64, bytes), *expected = aligned_alloc(64, bytes);
+    memset(panel, 0, bytes), memset(expected, 0, bytes);
     theirs->pack_rows(expected, rows, k, n, k);
     ours->pack_rows(panel, rows, k, n, k);
     CHECK_SAME_BITS(panel, expected, bytes);
-    memset(panel, 0xff, bytes);
-    ours->pack_columns(panel, columns, n, n, k);
+    theirs->pack_columns(expected, columns, n, n, k);
     CHECK_SAME_BITS(panel, expected, bytes);
+    memset(panel, 0xff, even * QL_PANEL * ours->item);
+    ours->pack_columns(panel, columns, n, n, k);
+    CHECK_SAME_BITS(panel, expected, k * QL_PANEL * ours->item);
     for (int accumulate = 0; accumulate < 2; accumulate++) {
-        memcpy(z, y, (size_t)m * 70 * sizeof *z);
+        memcpy(z, y, size * sizeof *z);
+        float *last = y + (size_t)(m - 1) * 70;
+        memcpy(v, last, (size_t)n * sizeof *v);
         theirs->multiply(z, 70, a, even, expected, m, n, k, 0.5f, accumulate);
         ours->multiply(y, 70, a, even, panel, m, n, k, 0.5f, accumulate);
-        for (int i = 0; i < m * 70; i++) CHECK_NEAR(y[i], z[i], 1e-6 * sqrt((double)k));
+        for (size_t i = 0; i < size; i++) CHECK_NEAR(y[i], z[i], 1e-6 * sqrt((double)k));
+        ours->multiply(v, 70, (char *)a + (size_t)(m - 1) * even * ours->item, even, panel, 1, n, k,
+                       0.5f, accumulate);
+        CHECK_SAME_BITS(v, last, (size_t)n * sizeof *v);
     }
-    free(x), free(w), free(y), free(z), free(a), free(rows), free(columns), free(panel);
+    free(x), free(w), free(y), free(z), free(v), free(a), free(rows), free(columns), free(panel);
     free(expected);
 }
 
+/* The softmax's weights: their sum, what they add to another row, and untouched ends. */
+static void weights_case(const ql_panels *ours, const ql_panels *theirs, size_t n) {
+    float x[200], in_place[200], y[200], z[200], sums[200], twin[200];
+    for (size_t i = 0; i < 200; i++) {
+        x[i] = in_place[i] = i % 7 ? 4 * uniform() - 4 : -60 + 60 * uniform();
+        y[i] = z[i] = sums[i] = twin[i] = 7;
+    }
+    float got = ours->exp_sum(y, x, 0.5f, n), expected = theirs->exp_sum(z, x, 0.5f, n);
+    bool exact = ours->item == sizeof(float);
+    CHECK_NEAR(got, expected, (exact ? 1e-6 : 1e-4) * expected + 1e-37);
+    ours->exp_sum(in_place, in_place, 0.5f, n);
+    CHECK_SAME_BITS(in_place, y, n * ours->item);
+    CHECK_SAME_BITS((char *)y + n * ours->item, (char *)z + n * ours->item,
+                    sizeof y - n * ours->item);
+    for (size_t i = 0; i < n && exact; i++) CHECK_NEAR(y[i], z[i], 3e-7 * z[i] + 1.2e-38);
+    for (size_t i = 0; i < n && !exact; i++) { /* rounded to one side of the twin's or the other */
+        int one = ((uint16_t *)y)[i], other = ((uint16_t *)z)[i];
+        CHECK(abs(one - other) <= 1 || other <= 0x80); /* denormal numbers may be 0 */
+    }
+    ours->add_scaled(sums, y, 0.3f, n);
+    theirs->add_scaled(twin, y, 0.3f, n);
+    CHECK_NEAR(worst(sums, twin, 200), 0, 1e-6);
+}
+
+static void panels_of(const ql_panels *ours, const ql_panels *theirs) {
+    const int shapes[][3] = {{1, 1, 1},    {6, 64, 64},    {7, 63, 33}, {13, 17, 576}, {5, 16, 31},
+                             {200, 64, 2}, {12, 48, 1000}, {3, 33, 95}, {4, 5, 3},     {2, 8, 64}};
+    for (int i = 0; i < 10; i++)
+        panel_case(ours, theirs, shapes[i][0], shapes[i][1], (size_t)shapes[i][2]);
+    for (size_t n = 0; n < 130; n++) weights_case(ours, theirs, n);
+    float ends[] = {-INFINITY, -1e30f, -200, 0, NAN}, out[5];
+    CHECK_NEAR(ours->exp_sum(out, ends, 0, 4), 1, 1e-4);
+    CHECK(ours->exp_sum(out, ends, 0, 3) == 0);
+    CHECK(isnan(ours->exp_sum(out, ends, 0, 5)));
+}
+
 static void panels(void) {
-    const int shapes[][3] = {{1, 1, 1},   {6, 64, 64},  {7, 63, 33},    {13, 17, 576},
-                             {5, 16, 31}, {200, 64, 2}, {12, 48, 1000}, {3, 33, 95}};
-    if (!tested->panels) return;
-    for (int i = 0; i < 8; i++) panel_case(shapes[i][0], shapes[i][1], (size_t)shapes[i][2]);
+    panels_of(tested->panels_f32, naive->panels_f32);
+    if (tested->panels) panels_of(tested->panels, naive->panels);
 }
 
 static void conversions(void) {
@@ -226,7 +272,7 @@ static void gates(void) {
         }
         tested->swiglu(y, gate, up, n);
         naive->swiglu(z, gate, up, n);
-        for (size_t i = 0; i < 100; i++) CHECK_NEAR(y[i], z[i], 1e-6 * fabs((double)z[i]) + 1e-37);
+        for (size_t i = 0; i < 100; i++) CHECK_NEAR(y[i], z[i], 1e-6 * fabs((double)z[i]) + 3e-37);
         tested->swiglu(gate, gate, up, n);
         CHECK_SAME_BITS(gate, y, n * sizeof *y);
     }
