@@ -8,7 +8,6 @@
 /* An item of work is a tile: a kv head by some tokens. It is computed in strips of about so many
  * rows (tokens times query heads), whose scores stay in a core's own cache. */
 enum { TILE_TOKENS = 64, STRIP_ROWS = 48 };
-enum { MIX_KEYS = 256 }; /* keys of a panel of values that stay in the nearest cache */
 static const size_t STRIP_BYTES = (size_t)32 << 20, GATHER_BYTES = (size_t)256 << 20;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -168,11 +167,8 @@ static void multiply_values(const tiles *x, float *out, const char *weights, siz
     const plan *p = &x->plan;
     for (int at = 0; at < p->D; at += QL_PANEL) {
         const char *panel = head + keys->value_panels + at / QL_PANEL * panel_bytes(p, keys->n);
-        for (int64_t key = 0; key < n; key += MIX_KEYS)
-            p->panels->multiply(out + at, p->D, weights + key * p->panels->item, stride,
-                                panel + panel_bytes(p, from + key), rows,
-                                (int)min64(p->D - at, QL_PANEL), (size_t)min64(n - key, MIX_KEYS),
-                                1, true);
+        p->panels->multiply(out + at, p->D, weights, stride, panel + panel_bytes(p, from), rows,
+                            (int)min64(p->D - at, QL_PANEL), (size_t)n, 1, true);
     }
 }
 
