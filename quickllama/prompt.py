@@ -27,10 +27,8 @@ __all__ = [
     "TASK",
     "TEXT_LEAD",
     "ChatFrame",
-    "Prompt",
     "PromptForm",
     "checked_question",
-    "question_prompt",
     "text_tokens",
 ]
 
@@ -149,30 +147,6 @@ class PromptForm:
         return np.array([*ids, *end], dtype=np.int64), span
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """A prompt and where things stand in it.
-
-    ``ids``: int64 [T]. ``query_span``: (start, end) of the first question's tokens.
-    ``text_start``: position of the text's first token. ``offsets``: int64 [n, 2], the characters
-    [start, end) of each of the text's n tokens, in the text.
-    """
-
-    ids: NDArray[np.int64]
-    query_span: tuple[int, int]
-    text_start: int
-    offsets: NDArray[np.int64]
-
-    def characters(self, start: int, end: int) -> tuple[int, int] | None:
-        """The characters of the text that the prompt's tokens [start, end) cover, None if they
-        lie outside the text."""
-        first = max(start - self.text_start, 0)
-        last = min(end - self.text_start, len(self.offsets))
-        if first >= last:
-            return None
-        return int(self.offsets[first, 0]), int(self.offsets[last - 1, 1])
-
-
 def checked_question(question: object) -> str:
     """``question`` without white space around it.
 
@@ -186,31 +160,6 @@ def checked_question(question: object) -> str:
     if any("\ud800" <= sign <= "\udfff" for sign in question):
         raise InvalidValue("the question holds bytes that are no text; give it in UTF-8")
     return question
-
-
-def question_prompt(
-    tokenizer: Tokenizer,
-    question: str,
-    text_ids: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-) -> Prompt:
-    """The prompt for ``question`` about a text that was tokenised once with :func:`text_tokens`.
-
-    Raises InvalidType or InvalidValue for a question that is no text or empty.
-    """
-    question = checked_question(question)
-    frame = ChatFrame.of(tokenizer)
-    prefix = frame.prefix_ids(tokenizer, TASK + QUESTION_LEAD)
-    asked = tokenizer.encode(question, add_special_tokens=False, parse_special=False)
-    lead = tokenizer.encode(TEXT_LEAD, add_special_tokens=False, parse_special=False)
-    suffix = frame.suffix_ids(tokenizer, SUFFIX.format(question=question))
-    front = np.array([*prefix, *asked, *lead], dtype=np.int64)
-    return Prompt(
-        ids=np.concatenate([front, text_ids, np.array(suffix, dtype=np.int64)]),
-        query_span=(len(prefix), len(prefix) + len(asked)),
-        text_start=len(front),
-        offsets=offsets,
-    )
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

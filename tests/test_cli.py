@@ -15,20 +15,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prompts import paper_prompt
 from tiny_folder import write_folder
 
 import quickllama as ql
+from quickllama.cli import ask as command
 from quickllama.cli import main
-from quickllama.cli import reread as command_reread
-from quickllama.documents.passages import Passage, retrieved_passages
+from quickllama.documents import asking
+from quickllama.documents.passages import MOST_PASSAGES, Passage, retrieved_passages
 from quickllama.prompt import (
+    PASSAGES_PROMPT,
     QUESTION_LEAD,
     SUFFIX,
     TASK,
     TEXT_LEAD,
     ChatFrame,
-    Prompt,
-    question_prompt,
+    PromptForm,
+    checked_question,
     text_tokens,
 )
 
@@ -65,16 +68,16 @@ def test_an_answer_on_stdout_and_a_bar_on_stderr(
 ) -> None:
     assert ask(text, folder) == 0
     out, err = capsys.readouterr()
-    answer, _, passages = out.partition("\n\nRetrieved passages:\n")
+    answer, _, passages = out.partition("\n\nEvidence:\n")
     assert answer
-    assert re.search(r"characters \d+–\d+, in [12] of 2 layers, \d+% of lookups\n    \S", passages)
+    assert re.search(r"characters \d+–\d+, score [01]\.\d\d, [12] layers\n    \S", passages)
     assert "reading" in err and "100%" in err and "tok/s" in err
     assert ask(text, folder, "--quiet") == 0
     assert capsys.readouterr() == (out, "")
-    assert ask(text, folder, "--quiet", "--passages", "0") == 0
+    assert ask(text, folder, "--quiet", "--no-evidence") == 0
     assert capsys.readouterr() == (answer + "\n", "")
-    assert ask(text, folder, "--quiet", "--passages", "1") == 0
-    assert capsys.readouterr().out.count(" of lookups") == 1 < passages.count(" of lookups")
+    assert ask(text, folder, "--quiet", "--passages", "1") == 1
+    assert "belong to retrieval 'heads'" in capsys.readouterr().err
 
 
 def test_json_holds_what_was_found(
@@ -86,29 +89,21 @@ def test_json_holds_what_was_found(
     assert report["memory"]["n_local"] == 64 and report["memory"]["exc_block_size"] == 64
     (answer,) = report["answers"]
     assert answer["question"] == QUESTION
-    assert answer["seconds_reading"] > 0
-    assert 1 <= len(answer["passages"]) <= 5
-    for passage in answer["passages"]:
+    assert report["seconds_reading"] > 0 and report["reread_all"]
+    assert 1 <= len(answer["evidence"]) <= MOST_PASSAGES
+    for passage in answer["evidence"]:
         assert TEXT[passage["start"] : passage["end"]] == passage["text"]
         assert 0 < passage["score"] <= 1 and passage["layers"]
-    scores = [passage["score"] for passage in answer["passages"]]
+    scores = [passage["score"] for passage in answer["evidence"]]
     assert scores == sorted(scores, reverse=True)
 
     # The same through the library.
     model = ql.Model.from_pretrained(folder, dtype="f32", n_threads=1)
-    ids, offsets = text_tokens(model.tokenizer, TEXT)
-    prompt = question_prompt(model.tokenizer, QUESTION, ids, offsets)
+    ids, span = paper_prompt(model.tokenizer, QUESTION, TEXT)
     memory = ql.MemoryConfig(n_init=8, n_local=64, block_size=16, topk=2, exc_block_size=64)
-    result = model.generate(
-        prompt.ids,
-        max_new_tokens=12,
-        memory=memory,
-        query_span=prompt.query_span,
-        kv_dtype="f32",
-    )
-    new = [token for token in result[len(prompt.ids) :].tolist() if token != 258]
+    result = model.generate(ids, max_new_tokens=12, memory=memory, query_span=span, kv_dtype="f32")
+    new = [token for token in result[len(ids) :].tolist() if token != 258]
     assert answer["tokens"] == new
-    assert answer["prompt_tokens"] == len(prompt.ids)
     assert answer["text"] == model.tokenizer.decode(new).strip()
 
 
@@ -117,16 +112,16 @@ def test_several_questions(text: Path, folder: Path, capsys: pytest.CaptureFixtu
     assert main([*arguments, *SMALL, "--max-new-tokens", "3"]) == 0
     out = capsys.readouterr().out
     assert out.index("Who?") < out.index("Where?")
-    assert out.count("Retrieved passages:") == 2
+    assert out.count("Evidence:") == 2
 
 
 @pytest.mark.parametrize("mode", ["full", "stream", "infinite", "infllm"])
 def test_other_memories(
     mode: str, text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ask(text, folder, "--memory", mode, "--quiet") == 0
-    out = capsys.readouterr().out
-    assert ("retrieves no passages" in out) == (mode != "infllm")
+    assert ask(text, folder, "--memory", mode) == 0
+    out, err = capsys.readouterr()
+    assert ("looks nothing up" in err) == ("(no evidence)" in out) == (mode != "infllm")
 
 
 def test_a_text_that_fits_into_the_window(
@@ -144,8 +139,8 @@ def test_a_text_that_fits_into_the_window(
         "2k",
         "--reread-all",
     ]
-    assert main([*arguments, "--max-new-tokens", "2", "--quiet"]) == 0
-    assert "fits into the window" in capsys.readouterr().out
+    assert main([*arguments, "--max-new-tokens", "2"]) == 0
+    assert "fits into the window" in capsys.readouterr().err
 
 
 def test_standard_input(
@@ -164,12 +159,10 @@ def test_a_character_is_written_whole(
 ) -> None:
     model = ql.Model.from_pretrained(folder)
     tokens = [*model.tokenizer.encode("a😀é\x1b[2J"), 258]
-    monkeypatch.setattr(command_reread, "iter_tokens", lambda *_, **__: iter(tokens))
+    monkeypatch.setattr(asking, "iter_tokens", lambda *_, **__: iter(tokens))
     written: list[str] = []
-    write = command_reread.write_safely
-    monkeypatch.setattr(
-        command_reread, "write_safely", lambda part: (written.append(part), write(part))
-    )
+    write = command.write_safely
+    monkeypatch.setattr(command, "write_safely", lambda part: (written.append(part), write(part)))
     assert ask(text, folder, "--quiet") == 0
     assert [part for part in written if part][:3] == ["a", "😀", "é"]
     out = capsys.readouterr().out
@@ -207,7 +200,7 @@ def test_json_of_a_text_read_once(
     assert once(text, folder, "--json", "--quiet", "--use", "memory", "--passages", "2") == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
-    assert err == "" and report["characters"] == len(TEXT) and report["use"] == "memory"
+    assert err == "" and report["characters"] == len(TEXT) and not report["reread_all"]
     assert report["memory"]["topk"] == 0 and report["memory"]["n_local"] == 64
     memory = ql.MemoryConfig(
         mode="infllm", n_init=8, n_local=64, block_size=16, topk=0, exc_block_size=64
@@ -223,10 +216,10 @@ def test_json_of_a_text_read_once(
 def test_options_of_the_paper_read_its_way(
     option: list[str], text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert once(text, folder, *option) == 0
-    assert "etrieved" in capsys.readouterr().out
-    assert once(text, folder) == 0
-    assert "etrieved" not in capsys.readouterr().out
+    assert once(text, folder, *option, "--json", "--quiet") == 0
+    assert json.loads(capsys.readouterr().out)["reread_all"]
+    assert once(text, folder, "--json", "--quiet") == 0
+    assert not json.loads(capsys.readouterr().out)["reread_all"]
 
 
 def test_chat_answers_line_by_line(
@@ -417,32 +410,23 @@ def tokenizer(folder: Path) -> Any:
 
 def test_the_prompt_and_its_positions(tokenizer: Any) -> None:
     words = "Ein <|end|> im Text, 12 € und 😀."
-    ids, offsets = text_tokens(tokenizer, words)
-    prompt = question_prompt(tokenizer, f" {QUESTION}<|end|> ", ids, offsets)
     asked = f"{QUESTION}<|end|>"
+    ids, span = paper_prompt(tokenizer, asked, words)
     user = TASK + QUESTION_LEAD + asked + TEXT_LEAD + words + SUFFIX.format(question=asked)
-    shown = tokenizer.decode(prompt.ids, skip_special_tokens=False)
+    shown = tokenizer.decode(ids, skip_special_tokens=False)
     assert shown == f"<|user|>{user}<|end|>\nANSWER:"
     # What the user and the text write is never a special token.
-    assert [token for token in prompt.ids.tolist() if token >= 256] == [257, 258]
-    assert tokenizer.decode(prompt.ids[slice(*prompt.query_span)]) == asked
-    end = prompt.text_start + len(offsets)
-    assert tokenizer.decode(prompt.ids[prompt.text_start : end]) == words
-    for start, stop in [(0, 3), (4, 9), (10, 20)]:
-        span = prompt.characters(prompt.text_start + start, prompt.text_start + stop)
-        assert span is not None
-        part = tokenizer.decode(prompt.ids[prompt.text_start + start : prompt.text_start + stop])
-        assert words[slice(*span)].startswith(part.strip("�"))
-    assert prompt.characters(0, prompt.text_start) is None
-    assert prompt.characters(end, end + 5) is None
-    assert prompt.characters(0, end + 5) == (0, len(words))
+    assert [token for token in ids.tolist() if token >= 256] == [257, 258]
+    assert tokenizer.decode(ids[slice(*span)]) == asked
+    suffix, later = PromptForm.of(PASSAGES_PROMPT).suffix(tokenizer, asked)
+    assert tokenizer.decode(suffix[slice(*later)]).strip() == asked
 
 
 def test_without_a_template_the_form_is_plain(tmp_path: Path) -> None:
     write_folder(tmp_path, template=None)
     tokenizer = ql.Tokenizer.from_folder(tmp_path)
-    prompt = question_prompt(tokenizer, "Who?", *text_tokens(tokenizer, "A text."))
-    assert tokenizer.decode(prompt.ids) == (
+    ids, _ = paper_prompt(tokenizer, "Who?", "A text.")
+    assert tokenizer.decode(ids) == (
         f"{TASK}{QUESTION_LEAD}Who?{TEXT_LEAD}A text.{SUFFIX.format(question='Who?')}\n\nAnswer:"
     )
     assert ChatFrame.of(tokenizer).templated is False
@@ -459,7 +443,7 @@ def test_nothing_to_read_or_to_ask(tokenizer: Any) -> None:
     with pytest.raises(ql.InvalidValue, match="text is empty"):
         text_tokens(tokenizer, " \n")
     with pytest.raises(ql.InvalidType, match="string"):
-        question_prompt(tokenizer, 3, *text_tokens(tokenizer, "x"))
+        checked_question(3)
 
 
 # Passages -----------------------------------------------------------------------------------------
@@ -468,9 +452,8 @@ def test_nothing_to_read_or_to_ask(tokenizer: Any) -> None:
 class Record:
     """A record of a trace."""
 
-    def __init__(self, layer: int, first_token: int, blocks: list[int]) -> None:
+    def __init__(self, layer: int, blocks: list[int]) -> None:
         self.layer = layer
-        self.first_token = first_token
         self.block_ids = np.array(blocks, dtype=np.int32)
 
 
@@ -478,20 +461,20 @@ def test_passages_are_the_blocks_chosen_most_often() -> None:
     # 3 first tokens, blocks of 4; the text of 10 tokens (2 characters each) begins at token 5.
     memory = ql.MemoryConfig(n_init=3, n_local=8, exc_block_size=8, block_size=4)
     offsets = np.stack([np.arange(0, 20, 2), np.arange(2, 22, 2)], axis=1)
-    prompt = Prompt(np.zeros(20, dtype=np.int64), (1, 3), 5, offsets)
     text = "abcdefghijklmnopqrst"
     trace = [
-        Record(0, 16, [1, 2]),  # while reading: does not count
-        Record(0, 19, [0, 2]),
-        Record(1, 19, [2, 3]),
-        Record(0, 20, [0, 1]),
-        Record(1, 20, [2, 3]),
+        Record(0, [0, 2]),
+        Record(1, [2, 3]),
+        Record(0, [0, 1]),
+        Record(1, [2, 3]),
     ]
-    found = retrieved_passages(trace, prompt, text, memory, most=3)
+    found = retrieved_passages(trace, text, offsets, 5, memory)
     assert found == [
         Passage(12, 20, "mnopqrst", 0.75, (0, 1)),  # block 2: tokens 11 to 14
         Passage(0, 4, "abcd", 0.5, (0,)),  # block 0: tokens 3 to 6, of which 5 and 6 are text
         Passage(4, 12, "efghijkl", 0.25, (0,)),  # block 3 is not text
     ]
-    assert retrieved_passages(trace, prompt, text, memory, most=1) == found[:1]
-    assert retrieved_passages([], prompt, text, memory) == []
+    assert retrieved_passages([], text, offsets, 5, memory) == []
+    many = [Record(0, list(range(100)))]
+    offsets = np.stack([np.arange(500), np.arange(1, 501)], axis=1)
+    assert len(retrieved_passages(many, "x" * 500, offsets, 5, memory)) == MOST_PASSAGES

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompts import paper_prompt
 from small_tokenizers import KINDS, pieces, small_tokenizer, texts
 from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents.growing_text import GrowingText
-from quickllama.prompt import PASSAGES_PROMPT, PromptForm, question_prompt, text_tokens
+from quickllama.prompt import PASSAGES_PROMPT, PromptForm, text_tokens
 
 MEMORY = ql.MemoryConfig(
     mode="infllm", n_init=8, n_local=48, block_size=16, topk=0, exc_block_size=32
@@ -185,11 +186,9 @@ def test_threads_get_the_serial_answers(model: ql.Model, use: str) -> None:
 
 
 def test_the_papers_way_is_what_generate_does(model: ql.Model) -> None:
-    ids, offsets = text_tokens(model.tokenizer, TEXT)
-    prompt = question_prompt(model.tokenizer, QUESTION, ids, offsets)
-    expected = model.generate(
-        prompt.ids, max_new_tokens=12, memory=PAPER, query_span=prompt.query_span
-    )[len(prompt.ids) :].tolist()
+    ids, span = paper_prompt(model.tokenizer, QUESTION, TEXT)
+    expected = model.generate(ids, max_new_tokens=12, memory=PAPER, query_span=span)
+    expected = expected[len(ids) :].tolist()
     document = model.read(TEXT, question=QUESTION, memory=PAPER)
     answer = document.ask(max_new_tokens=12)
     assert answer.tokens == [token for token in expected if token != 258]

@@ -16,7 +16,6 @@ import quickllama
 from quickllama.checks import LARGEST, integer
 from quickllama.config import MODES, WINDOWS, MemoryConfig
 from quickllama.cpu import MOST_THREADS
-from quickllama.documents.passages import MOST_PASSAGES
 from quickllama.errors import Error, InvalidValue
 from quickllama.hub import EMBEDDED
 
@@ -101,11 +100,6 @@ def _run(chosen: argparse.Namespace) -> int:
     except (TypeError, ValueError) as problem:
         print(f"quickllama {chosen.command}: {problem}", file=sys.stderr)
         return 2
-    return _reread_all(chosen, memory) if reread_all else _read_once(chosen, memory)
-
-
-def _read_once(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
-    """``ask`` and ``chat``: a document."""
     from quickllama.cli.ask import Request, ask, chat
 
     request = Request(
@@ -113,6 +107,7 @@ def _read_once(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
         questions=tuple(chosen.question),
         model=chosen.model,
         memory=memory,
+        reread_all=reread_all,
         max_new_tokens=chosen.max_new_tokens,
         threads=chosen.threads,
         dtype=chosen.dtype,
@@ -127,26 +122,6 @@ def _read_once(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
         history=chosen.history,
     )
     return chat(request) if chosen.command == "chat" else ask(request)
-
-
-def _reread_all(chosen: argparse.Namespace, memory: MemoryConfig) -> int:
-    """``ask --reread-all``."""
-    from quickllama.cli.reread import Request, ask_by_rereading
-
-    request = Request(
-        file=chosen.file,
-        questions=tuple(chosen.question),
-        model=chosen.model,
-        memory=memory,
-        max_new_tokens=chosen.max_new_tokens,
-        threads=chosen.threads,
-        dtype=chosen.dtype,
-        kv_dtype=chosen.kv_dtype,
-        as_json=chosen.json,
-        quiet=chosen.quiet,
-        passages=MOST_PASSAGES if chosen.passages is None else chosen.passages,
-    )
-    return ask_by_rereading(request)
 
 
 def _memory(chosen: argparse.Namespace, reread_all: bool) -> MemoryConfig:
@@ -253,7 +228,7 @@ def _add_common(ask: argparse.ArgumentParser) -> None:
         "--passages",
         type=_count(0),
         metavar="N",
-        help="how many of the best passages are used; with --reread-all, how many are shown",
+        help="how many of the best passages are used",
     )
     ask.add_argument(
         "--neighbours", type=_count(0), metavar="N", help="blocks taken along beside a passage"
@@ -261,8 +236,8 @@ def _add_common(ask: argparse.ArgumentParser) -> None:
     ask.add_argument(
         "--use",
         choices=("reread", "reposition", "memory"),
-        default="reread",
-        help="how passages are used: read again, moved before the question, or attended from afar",
+        help="how passages are used: read again (default), moved before the question, or attended "
+        "from afar",
     )
     ask.add_argument(
         "--always-answer", action="store_true", help="even if nothing in the text stands out"

@@ -1,4 +1,4 @@
-"""``quickllama ask`` and ``quickllama chat``: read a text once, answer any number of questions."""
+"""``quickllama ask`` and ``quickllama chat``: read a text, answer any number of questions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ _TURNS = 2  # earlier questions and answers that --history puts before a questio
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line asks for; ``memory`` None: the default of documents."""
+    """What the command line asks for; ``reread_all``: the text is read anew for each question, with
+    the question before and after it, as in the paper."""
 
     file: str
     questions: tuple[str, ...]
     model: str
-    memory: MemoryConfig | None
+    memory: MemoryConfig
+    reread_all: bool
     max_new_tokens: int
     threads: int | None
     dtype: str | None
@@ -36,7 +38,7 @@ class Request:
     as_json: bool
     quiet: bool
     evidence: bool
-    use: str
+    use: str | None
     passages: int | None
     neighbours: int | None
     always_answer: bool
@@ -44,23 +46,29 @@ class Request:
 
 
 def ask(request: Request) -> int:
-    """Read once, answer every question; returns the exit code."""
+    """Answer every question; returns the exit code."""
     for question in request.questions:  # before the first minute is spent
         checked_question(question)
-    document, seconds = _read(request)
+    text, model = _load(request)
+    document, seconds = None, 0.0
     answers = []
     for number, question in enumerate(request.questions):
         if not request.as_json and len(request.questions) > 1:
             print(f"{chr(10) if number else ''}{question}", flush=True)
+        if document is None or request.reread_all:
+            started = time.perf_counter()
+            document = _read(request, model, text, question if request.reread_all else None)
+            seconds += time.perf_counter() - started
         answers.append(_answer(request, document, question))
-    if request.as_json:
+    if request.as_json and document is not None:
         print_json(_report(request, document, seconds, answers))
     return 0
 
 
 def chat(request: Request) -> int:
     """Read once, then answer questions from standard input until it ends; returns the exit code."""
-    document, _ = _read(request)
+    text, model = _load(request)
+    document = _read(request, model, text)
     if not request.quiet:
         print(f"{document!r}\nAsk; an empty line or Ctrl-D ends.", file=sys.stderr)
     turns: list[str] = []
@@ -85,19 +93,22 @@ def chat(request: Request) -> int:
         turns.append(f"{question.strip()} {answer.text}")
 
 
-def _read(request: Request) -> tuple[Document, float]:
+def _load(request: Request) -> tuple[str, Model]:
     text = read_text(request.file)
     model = Model.from_pretrained(request.model, dtype=request.dtype, n_threads=request.threads)
     tolerate_any_character()
-    started = time.perf_counter()
-    document = model.read(
+    return text, model
+
+
+def _read(request: Request, model: Model, text: str, question: str | None = None) -> Document:
+    return model.read(
         text,
         progress=not request.quiet,
         memory=request.memory,
         title=request.file,
+        question=question,
         kv_dtype=request.kv_dtype,
     )
-    return document, time.perf_counter() - started
 
 
 def _answer(request: Request, document: Document, question: str) -> Answer:
@@ -125,7 +136,8 @@ def _show_evidence(answer: Answer) -> None:
     print("\nEvidence:" if answer.evidence else "\n(no evidence)")
     for passage in answer.evidence:
         write_safely(
-            f"  characters {passage.start}–{passage.end}, score {passage.score:.2f}\n"
+            f"  characters {passage.start}–{passage.end}, score {passage.score:.2f}, "
+            f"{len(passage.layers)} layers\n"
             f"{wrapped(passage.text)}\n"
         )
 
@@ -143,6 +155,6 @@ def _report(
         "dtype": document.model.dtype,
         "threads": document.model.n_threads,
         "memory": dataclasses.asdict(document.memory.resolved(document.model.config)),
-        "use": request.use,
+        "reread_all": request.reread_all,
         "answers": [answer.to_dict() for answer in answers],
     }

@@ -26,7 +26,7 @@ from quickllama.generation import (
     options_from,
     read,
 )
-from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, Prompt, PromptForm, text_tokens
+from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, text_tokens
 from quickllama.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
@@ -361,17 +361,17 @@ def _by_memory(model: Model, snapshot: Snapshot, asking: Asking, started: float)
         last = (Piece(body, len(ids)),) if body < len(ids) else ()
         plan = ReadingPlan((Piece(0, body, later), *last), None)
     logits = read(session, ids, plan)
+    answer_at = start + len(ids) - 1
     decoded = _decode(model, asking, session, logits, ids, started)
-    end = len(snapshot.offsets) + snapshot.text_start
-    prompt = Prompt(
-        np.empty(start + len(ids), dtype=np.int64), (0, 1), snapshot.text_start, snapshot.offsets
+    answering = (record for record in session.trace if record.first_token >= answer_at)
+    found = retrieved_passages(
+        answering, snapshot.text, snapshot.offsets, snapshot.text_start, memory
     )
-    found = retrieved_passages(session.trace, prompt, snapshot.text, memory)
     notes = []
     if memory.mode not in ("infllm", "qllm"):
         notes.append(f"mode {memory.mode!r} looks nothing up: there is no evidence")
     elif not found:
-        notes.append(f"nothing was looked up in the memory of {end} tokens")
+        notes.append("nothing was looked up: the text fits into the window, or topk is 0")
     return Answer(asking.question, *decoded, tuple(notes), None, found)
 
 

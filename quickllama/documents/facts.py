@@ -16,11 +16,13 @@ __all__ = ["Fact", "TextWithFacts", "filler", "make_facts", "ordinary_texts", "t
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """A sentence, a question in its words, one in other words, and the answer."""
+    """A sentence; a question in its words and one in other words; one about the same thing that it
+    does not answer; and the answer."""
 
     sentence: str
     question: str
     paraphrase: str
+    absent: str
     answer: str
 
 
@@ -33,67 +35,152 @@ class TextWithFacts:
     places: tuple[tuple[int, int], ...]
 
 
-# Sentence, question, paraphrase, answer; {p} a person, {t} a town, {n} a number, {y} a year.
+# Sentence, question, paraphrase, a question that it does not answer, answer.
+# {p} a person, {t} a town, {n} a number, {y} a year.
 _FAMILIES = """
 The {o} of {p} was hidden {w}.
 Where was the {o} of {p} hidden?
 In which spot did someone conceal what {p} had lost?
+Who made the {o} of {p}?
 {w}
 
 {p} opened a bakery in {t} in the year {y}.
 In which year did {p} open a bakery in {t}?
 Since when has someone been selling fresh bread and rolls?
+How many ovens did the bakery of {p} in {t} have?
 {y}
 
 The password of the {r} is {t}{n}.
 What is the password of the {r}?
 Which secret word must one type to be let in?
+Who chose the password of the {r}?
 {t}{n}
 
 {p} paid {n} crowns for the {o}.
 How many crowns did {p} pay for the {o}?
 What was the price of the {o}?
+From whom did {p} buy the {o}?
 {n}
 
 The ferry to {t} leaves from pier {n}.
 From which pier does the ferry to {t} leave?
 At which quay does one board the boat to {t}?
+How much does the ferry to {t} cost?
 {n}
 
 {p} plays the {i} in the orchestra of {t}.
 What does {p} play in the orchestra of {t}?
 On which instrument does the musician perform?
+Who conducts the orchestra of {t}?
 {i}
 
 The favourite colour of {p} is {c}.
 What is the favourite colour of {p}?
 Which hue does {p} like best?
+How tall is {p}?
 {c}
 
 The bridge over the {t} was designed by {p}.
 Who designed the bridge over the {t}?
 Which architect drew the plans for crossing the river?
+How long is the bridge over the {t}?
 {p}
 
 {p} keeps {n} {a} on a farm near {t}.
 What does {p} keep on a farm near {t}?
 Which animals are raised in the countryside?
+From whom did {p} inherit the farm near {t}?
 {a}
 
 The club of {t} meets every {d}.
 When does the club of {t} meet?
 On what day of the week do the members in {t} gather?
+How many members does the club of {t} have?
 {d}
 
 The fever of {t} was cured with {m}.
 With what was the fever of {t} cured?
 Which remedy helped the sick people to recover from their illness?
+Who brought the fever to {t}?
 {m}
 
 The last letter of {p} was sent to {t}.
 To which town was the last letter of {p} sent?
 Where did the final message that {p} wrote go?
+What was written in the last letter of {p}?
 {t}
+
+{p} was admitted to the academy for a study of {a}.
+For a study of what was {p} admitted to the academy?
+Which creatures had the new member of the learned society examined?
+How many members did the academy have when {p} was admitted?
+{a}
+
+The carpet in the {r} was woven by {p}.
+Who wove the carpet in the {r}?
+From whose loom does the covering on the floor come?
+What colour is the carpet in the {r}?
+{p}
+
+The fishermen of {t} found a {o} in the belly of a pike.
+What did the fishermen of {t} find in the belly of a pike?
+Which object had been swallowed by an animal before it was caught?
+How heavy was the pike that the fishermen of {t} caught?
+{o}
+
+The tower of {t} leans because it was built on {b}.
+On what was the leaning tower of {t} built?
+What lies under the tilted building and makes it unstable?
+How many steps does the tower of {t} have?
+{b}
+
+{p} learned to swim at the age of {n}.
+At what age did {p} learn to swim?
+How old was someone before being able to stay above water?
+Who taught {p} to swim?
+{n}
+
+The lion of the zoo in {t} is afraid of {f}.
+Of what is the lion of the zoo in {t} afraid?
+Which harmless thing frightens the big cat behind the bars?
+What is the name of the lion of the zoo in {t}?
+{f}
+
+The drought in {t} ended after {n} days.
+After how many days did the drought in {t} end?
+How long did the farmers have to wait for rain?
+Which crops were lost in the drought in {t}?
+{n}
+
+The bells of {t} were melted down to make {k}.
+What were the bells of {t} melted down to make?
+Which goods were produced from the metal that used to ring?
+Who ordered that the bells of {t} be melted down?
+{k}
+
+{p} won a silver medal for a poem about {f}.
+For a poem about what did {p} win a silver medal?
+What do the verses praise that were honoured with a prize?
+How many lines does the poem have for which {p} won a silver medal?
+{f}
+
+The robbers of the bank in {t} escaped {v}.
+How did the robbers of the bank in {t} escape?
+By which means did the thieves get away with the money?
+How much did the robbers of the bank in {t} steal?
+{v}
+
+The council of {t} has forbidden {x}.
+What has the council of {t} forbidden?
+Which pleasure do the citizens have to do without since the decree?
+How many members does the council of {t} have?
+{x}
+
+The cough syrup of {p} tastes of {z}.
+Of what does the cough syrup of {p} taste?
+Which flavour has the medicine against a sore throat?
+How much does a bottle of the cough syrup of {p} cost?
+{z}
 """
 _SLOTS = {
     "o": "silver sword|diary|golden ring|map|violin|crown|telescope|painting|lantern|chess set",
@@ -104,6 +191,12 @@ _SLOTS = {
     "c": "turquoise|crimson|olive green|violet|amber|navy blue|silver grey|pink",
     "a": "goats|alpacas|ostriches|donkeys|geese|beehives|ponies|turkeys",
     "d": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
+    "b": "wet clay|peat|old ropes|sawdust|river sand|rubble|straw|ashes",
+    "f": "umbrellas|balloons|violin music|frogs|yellow hats|mirrors|wind chimes|snowflakes",
+    "k": "cannons|coins|kettles|ploughs|statues|pipes|buttons|nails",
+    "v": "on skis|on a hay cart|on a raft|on tandems|through a sewer|in a laundry van|on horseback",
+    "x": "whistling|flying kites|street music|playing marbles|bonfires|dancing|snowball fights",
+    "z": "aniseed|liquorice|pine needles|orange peel|burnt sugar|pepper|cloves|rose water",
     "m": "willow bark|goat milk|garlic|sea salt|honey|nettle tea|red wine|sulphur",
 }
 _SYLLABLES = "bar|del|fen|gor|hal|jin|kel|lom|mar|nor|pel|quin|ros|sol|tam|ul|ver|wil|yor|zan"

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from quickllama.config import MemoryConfig
 from quickllama.documents.answer import Passage
-from quickllama.prompt import Prompt
 
 __all__ = ["MOST_PASSAGES", "Lookup", "Passage", "retrieved_passages"]
 
-MOST_PASSAGES = 5
-"""How many passages are told unless asked otherwise."""
+MOST_PASSAGES = 8
+"""How many passages are told."""
 
 
 class Lookup(Protocol):
@@ -27,39 +26,40 @@ class Lookup(Protocol):
         """The layer."""
 
     @property
-    def first_token(self) -> int:
-        """Position of the chunk's first token."""
-
-    @property
     def block_ids(self) -> NDArray[np.int32]:
         """The blocks that were chosen, ascending."""
 
 
 def retrieved_passages(
     trace: Iterable[Lookup],
-    prompt: Prompt,
     text: str,
+    offsets: NDArray[np.int64],
+    text_start: int,
     memory: MemoryConfig,
-    most: int = MOST_PASSAGES,
 ) -> list[Passage]:
-    """The ``most`` passages chosen most often from the prompt's last token on, best first.
+    """The passages chosen most often by the lookups of ``trace``, best first, at most
+    :data:`MOST_PASSAGES`.
 
-    Passages are the memory's blocks, cut to the text; ties go to the earlier one. Empty in modes
-    without lookups, and while everything fits into the window.
+    ``offsets``: int64 [n, 2], the characters [start, end) in ``text`` of its n tokens, the first of
+    which stands at ``text_start`` of the timeline. Passages are the memory's blocks, cut to the
+    text; ties go to the earlier one. Empty in modes without lookups, and while everything fits into
+    the window.
     """
-    answering = [record for record in trace if record.first_token >= len(prompt.ids) - 1]
+    records = list(trace)
     counts: Counter[int] = Counter()
     layers: dict[int, set[int]] = {}
-    for record in answering:
+    for record in records:
         for block in record.block_ids.tolist():
             counts[block] += 1
             layers.setdefault(block, set()).add(record.layer)
     passages: list[Passage] = []
     for block, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        start = memory.n_init + block * memory.block_size
-        span = prompt.characters(start, start + memory.block_size)
-        if span is not None and len(passages) < most:
-            share = count / len(answering)
-            found = text[span[0] : span[1]]
-            passages.append(Passage(*span, found, share, tuple(sorted(layers[block]))))
+        first = memory.n_init + block * memory.block_size - text_start
+        inside = offsets[max(first, 0) : max(first + memory.block_size, 0)]
+        if len(inside) and len(passages) < MOST_PASSAGES:
+            start, end = int(inside[:, 0].min()), int(inside[:, 1].max())
+            share = count / len(records)
+            passages.append(
+                Passage(start, end, text[start:end], share, tuple(sorted(layers[block])))
+            )
     return passages

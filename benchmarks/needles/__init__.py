@@ -1,0 +1,1 @@
+"""Facts of our own in ordinary public texts, and ways to ask for them."""

@@ -1,0 +1,129 @@
+"""Are passages found, and questions answered? Our own facts in ordinary texts, several ways to ask.
+
+    python benchmarks/needles/texts.py texts      # once: public texts, from Debian packages
+    python benchmarks/questions.py --texts texts --json questions.json
+    python benchmarks/questions.py --report questions.json
+
+Every text of every length is read once in each way (``--readings``), then asked everything. Results
+are written after each of them, so that an interrupted evaluation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import machine
+from needles.cases import Case, Question, load_facts, make_case
+from needles.summary import print_summary
+from needles.systems import READINGS, Found
+from tqdm import tqdm
+
+import quickllama as ql
+
+TEXTS = ("handbook", "rust", "postgresql", "gimp")
+LENGTHS = (4_000, 16_000, 64_000, 128_000)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--texts", type=Path, help="folder of texts.py")
+    add("--names", nargs="+", default=list(TEXTS), help="texts of it; their facts differ")
+    add("--lengths", nargs="+", type=int, default=list(LENGTHS), help="tokens, about")
+    add("--readings", nargs="+", default=list(READINGS), choices=list(READINGS))
+    add("--systems", nargs="+", help="only these of the readings' systems")
+    add("--kinds", nargs="+", help="only questions of these kinds")
+    add("--facts", type=int, default=10, help="in each text")
+    add("--seed", type=int, default=0)
+    add("--model", default="smollm2")
+    add("--dtype", default="bfloat16")
+    add("--threads", type=int)
+    add("--json", type=Path, help="where results are kept")
+    add("--report", type=Path, help="print the tables of this file and do nothing else")
+    options = parser.parse_args(arguments)
+    if options.report is None and (options.texts is None or options.json is None):
+        parser.error("give --texts and --json, or --report")
+    return options
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Every text at every length, short ones first; the facts of a text change with its length."""
+    facts = load_facts()
+    for tokens in sorted(options.lengths):
+        for number, name in enumerate(options.names):
+            source = (options.texts / f"{name}.txt").read_text("utf-8")
+            seed = 1000 * options.seed + 100 * number + tokens
+            yield make_case(name, source, tokens, 3.6, facts, options.facts, seed)
+
+
+def overlaps(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two spans share a character."""
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def result(question: Question, found: Found) -> dict[str, Any]:
+    """One line of the results. ``ranks``: from 1, of the first piece that holds each fact; None
+    where it is not among those that were looked at."""
+    ranks = []
+    for place in question.places:
+        hits = [i for i, piece in enumerate(found.pieces) if overlaps(piece, place)]
+        ranks.append(hits[0] + 1 if hits else None)
+    right = bool(question.facts) and all(f.answered_by(found.answer) for f in question.facts)
+    return {
+        "kind": question.kind,
+        "question": question.text,
+        "ranks": ranks,
+        "answer": found.answer,
+        "right": right,
+        "found": found.found,
+        "confidence": found.confidence,
+        "first_token_seconds": found.first_token,
+    }
+
+
+def run_case(model: ql.Model, case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All results of a case, one reading after the other."""
+    for reading_name in options.readings:
+        reading = READINGS[reading_name](model, case.text)
+        base = {"text": case.name, "length": case.tokens, "tokens": reading.tokens}
+        base |= {"reading": reading_name, "reading_seconds": reading.seconds}
+        for system_name, system in reading.systems.items():
+            if options.systems and system_name not in options.systems:
+                continue
+            for question in case.questions:
+                wanted = not options.kinds or question.kind in options.kinds
+                unanswerable = not question.places and system_name != "heads"
+                if wanted and not unanswerable:
+                    row = result(question, system.ask(question))
+                    yield base | {"system": system_name} | row
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate, or report."""
+    options = parse(arguments)
+    if options.report is not None:
+        print_summary(json.loads(options.report.read_text("utf-8"))["results"])
+        return
+    kept: dict[str, Any] = {"machine": machine.describe(), "results": []}
+    if options.json.exists():
+        kept = json.loads(options.json.read_text("utf-8"))
+    done = {(row["text"], row["length"]) for row in kept["results"]}
+    model = ql.Model.from_pretrained(options.model, dtype=options.dtype, n_threads=options.threads)
+    kept["heads"] = None if model.retrieval_heads is None else model.retrieval_heads.to_dict()
+    kept["options"] = {k: str(v) for k, v in vars(options).items()}
+    todo = [case for case in cases(options) if (case.name, case.tokens) not in done]
+    for case in tqdm(todo, unit="case"):
+        kept["results"] += list(run_case(model, case, options))
+        options.json.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    print_summary(kept["results"])
+
+
+if __name__ == "__main__":
+    main()
