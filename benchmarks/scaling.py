@@ -84,6 +84,7 @@ def task_of(options: argparse.Namespace, dtype: str, threads: int, folder: str) 
         "tokens": total,
         "segment": options.tokens,
         "warm": warm,
+        "whole": False,
         "most_seconds": math.inf,
         "decode_after": [total],
         "save_after": [],

@@ -104,6 +104,7 @@ def task_of(options: argparse.Namespace, subject: Subject, job: str, folder: Pat
         "tokens": tokens,
         "segment": options.segment if own else options.peer_segment,
         "warm": warm_tokens(memory) if own else 0,
+        "whole": subject.engine == "transformers",
         "decode_after": [min(NEAR, tokens), tokens] if own else [],
         "save_after": options.llamacpp_depth,
         "depths": options.llamacpp_depth if subject.engine == "llamacpp" else options.depth,
