@@ -10,6 +10,7 @@ enum { ALIGNMENT = 64 };
 
 struct ql_slab {
     _Alignas(ALIGNMENT) atomic_int owners;
+    ql_slab *next; /* of the spare ones */
     _Alignas(ALIGNMENT) unsigned char data[];
 };
 
@@ -25,8 +26,19 @@ static ql_slab *slab_new(size_t bytes) {
     return slab;
 }
 
-static void slab_release(ql_slab *slab) {
-    if (slab && atomic_fetch_sub_explicit(&slab->owners, 1, memory_order_acq_rel) == 1) free(slab);
+/* Gives up a slab (or NULL). True: nobody owns it any more, and it is the caller's to free. */
+static bool slab_release(ql_slab *slab) {
+    return slab && atomic_fetch_sub_explicit(&slab->owners, 1, memory_order_acq_rel) == 1;
+}
+
+/* One of the spare slabs, or a new one; NULL when there is no memory. */
+static ql_slab *slab_of(ql_store *store) {
+    ql_slab *slab = store->spare;
+    if (!slab) return slab_new(store->slab_bytes);
+    store->spare = slab->next;
+    store->n_spare--;
+    atomic_init(&slab->owners, 1);
+    return slab;
 }
 
 void *ql_store_at(const ql_store *store, int64_t i) { return store->slabs[i]->data; }
@@ -47,7 +59,7 @@ ql_status ql_store_reserve(ql_store *store, int64_t n, ql_error *err) {
     ql_status status = grow_table(store, n, err);
     if (status) return status;
     while (store->n < n) {
-        ql_slab *slab = slab_new(store->slab_bytes);
+        ql_slab *slab = slab_of(store);
         if (!slab)
             return ql_fail(err, QL_OUT_OF_MEMORY,
                            "no memory for a page of %zu bytes after %lld such pages",
@@ -83,19 +95,29 @@ ql_status ql_store_fork(ql_store *to, const ql_store *from, int64_t n_full, int6
 void ql_store_drop(ql_store *store, int64_t end) {
     /* Dropping happens from the front on, so the first hole from the back ends the search. */
     for (int64_t i = (end < store->n ? end : store->n) - 1; i >= 0 && store->slabs[i]; i--) {
-        slab_release(store->slabs[i]);
+        ql_slab *slab = store->slabs[i];
         store->slabs[i] = NULL;
+        if (!slab_release(slab)) continue;
+        slab->next = store->spare;
+        store->spare = slab;
+        store->n_spare++;
     }
 }
 
 void ql_store_clear(ql_store *store) {
-    for (int64_t i = 0; i < store->n; i++) slab_release(store->slabs[i]);
+    for (int64_t i = 0; i < store->n; i++)
+        if (slab_release(store->slabs[i])) free(store->slabs[i]);
+    while (store->spare) {
+        ql_slab *slab = store->spare;
+        store->spare = slab->next;
+        free(slab);
+    }
     free(store->slabs);
     *store = (ql_store){.slab_bytes = store->slab_bytes};
 }
 
 size_t ql_store_bytes(const ql_store *store) {
-    size_t held = 0;
+    size_t held = (size_t)store->n_spare * store->slab_bytes;
     for (int64_t i = 0; i < store->n; i++) held += store->slabs[i] ? store->slab_bytes : 0;
     return held + (size_t)store->capacity * sizeof *store->slabs;
 }

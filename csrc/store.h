@@ -14,6 +14,8 @@ typedef struct ql_store {
     ql_slab **slabs; /* [n]; NULL where dropped */
     int64_t n, capacity;
     size_t slab_bytes;
+    ql_slab *spare; /* dropped ones, for the next that are needed: a window's pages go round */
+    int64_t n_spare;
 } ql_store;
 
 /* Memory of slab i, 64-byte aligned. */

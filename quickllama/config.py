@@ -234,6 +234,11 @@ class MemoryConfig:
                 )
         return cls(**{**WINDOWS[key], **settings})
 
+    @classmethod
+    def skim(cls) -> MemoryConfig:
+        """The memory of :meth:`quickllama.Model.skim`: first tokens and the window of ``"512"``."""
+        return cls.window("512", mode="stream")
+
     def resolved(self, model: ModelConfig) -> MemoryConfig:
         """The same with ``question_weight`` decided for ``model``: 4 for Llama 3, else 1."""
         if self.question_weight is not None:

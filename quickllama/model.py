@@ -155,6 +155,7 @@ class Model(_core.Model):
         query_span: tuple[int, int] | None = None,
         kv_dtype: str | None = None,
         trace: bool = False,
+        skim_heads: Sequence[tuple[int, int]] | None = None,
     ) -> _core.Session:
         """An empty session: one timeline of tokens, used by one thread at a time.
 
@@ -162,6 +163,9 @@ class Model(_core.Model):
         * ``query_span``: (start, end) of the question, counted from the session's first token.
         * ``kv_dtype``: how keys and values are kept, bfloat16 (also for None) or float32.
         * ``trace``: keep a record of every lookup in ``session.trace``.
+        * ``skim_heads``: (layer, query head) each: compute only the layers up to the highest of
+          them, and keep nothing but their keys of what leaves the window. For the modes stream and
+          infinite; such a session ranks passages and has no logits.
 
         Raises InvalidType or InvalidValue.
         """
@@ -193,6 +197,7 @@ class Model(_core.Model):
             query_span=query_span,
             kv_dtype=held_dtype(KV_DTYPE if kv_dtype is None else kv_dtype, "kv_dtype"),
             trace=checks.flag("trace", trace),
+            skim_heads=skim_heads,
         )
 
     def generate(
@@ -293,6 +298,42 @@ class Model(_core.Model):
             memory=memory,
             title=title,
             question=question,
+            prompt=prompt,
+            kv_dtype=kv_dtype,
+        )
+
+    def skim(
+        self,
+        source: Source,
+        *,
+        progress: bool | Progress | None = None,
+        memory: MemoryConfig | None = None,
+        title: str | None = None,
+        prompt: str | None = None,
+        kv_dtype: str | None = None,
+    ) -> Document:
+        """Read a text only as far as finding passages in it needs: in a fraction of the time and
+        memory of :meth:`read`.
+
+        Only the layers below a few retrieval heads are computed (for SmolLM2 10 of 30), with a
+        small window, and only these heads' keys are kept, about 1 KB a token. Questions are
+        answered by reading the best passages again with all layers (``use="reread"``); there is no
+        other use of them, and no retrieval by the paper.
+
+        * ``memory``: None: :meth:`MemoryConfig.skim`; mode stream or infinite.
+        * ``source``, ``progress``, ``title``, ``prompt``, ``kv_dtype``: as in :meth:`read`.
+
+        Raises InvalidValue if no heads are known to skim with (:meth:`calibrate` finds them), and
+        what :meth:`read` raises.
+        """
+        from quickllama.documents.document import skim_document
+
+        return skim_document(
+            self,
+            source,
+            progress=progress,
+            memory=memory,
+            title=title,
             prompt=prompt,
             kv_dtype=kv_dtype,
         )

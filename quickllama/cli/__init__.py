@@ -96,6 +96,8 @@ def _run(chosen: argparse.Namespace) -> int:
         getattr(chosen, name) is not None for name in ("memory", *_LOOKUP_OPTIONS)
     )
     try:
+        if chosen.skim:
+            _check_skim(chosen, reread_all)
         memory = _memory(chosen, reread_all)
     except (TypeError, ValueError) as problem:
         print(f"quickllama {chosen.command}: {problem}", file=sys.stderr)
@@ -119,24 +121,40 @@ def _run(chosen: argparse.Namespace) -> int:
         passages=chosen.passages,
         neighbours=chosen.neighbours,
         always_answer=chosen.always_answer,
+        skim=chosen.skim,
         history=chosen.history,
     )
     return chat(request) if chosen.command == "chat" else ask(request)
 
 
+def _check_skim(chosen: argparse.Namespace, reread_all: bool) -> None:
+    if reread_all:
+        raise InvalidValue(
+            "--skim reads a part of the model's layers, and --reread-all and the options of its "
+            "lookups need all of them: give the one or the others"
+        )
+    if chosen.use not in (None, "reread"):
+        raise InvalidValue(
+            f"--use {chosen.use} needs keys and values that --skim does not keep; leave --use out"
+        )
+
+
 def _memory(chosen: argparse.Namespace, reread_all: bool) -> MemoryConfig:
     """The memory that the options ask for."""
+    window = chosen.window or ("512" if chosen.skim else "1k")
     settings = {
         name: value
         for name in (*WINDOWS["1k"], "n_init", "repr_topk", "question_weight", "mask")
         if (value := getattr(chosen, name)) is not None
     }
     if "n_local" in settings and "exc_block_size" not in settings:  # a chunk fits into the window
-        usual = WINDOWS[chosen.window]["exc_block_size"]
+        usual = WINDOWS[window]["exc_block_size"]
         settings["exc_block_size"] = min(usual, settings["n_local"])
+    if chosen.skim:
+        return MemoryConfig.window(window, mode="stream", **settings)
     if not reread_all:
-        return MemoryConfig.window(chosen.window, mode="infllm", **{**settings, "topk": 0})
-    return MemoryConfig.window(chosen.window, mode=chosen.memory or "qllm", **settings)
+        return MemoryConfig.window(window, mode="infllm", **{**settings, "topk": 0})
+    return MemoryConfig.window(window, mode=chosen.memory or "qllm", **settings)
 
 
 def _parser() -> Parser:
@@ -240,6 +258,11 @@ def _add_common(ask: argparse.ArgumentParser) -> None:
         "from afar",
     )
     ask.add_argument(
+        "--skim",
+        action="store_true",
+        help="read only as far as finding passages needs: in a fraction of the time and memory",
+    )
+    ask.add_argument(
         "--always-answer", action="store_true", help="even if nothing in the text stands out"
     )
     ask.add_argument(
@@ -259,8 +282,8 @@ def _add_memory(ask: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     memory.add_argument(
         "--window",
         choices=tuple(WINDOWS),
-        default="1k",
-        help="the paper's settings (default: 1k); the options below change single ones",
+        help="the paper's settings (default: 1k, with --skim 512); the options below change single "
+        "ones",
     )
     memory.add_argument("--n-init", type=_count(0), metavar="N", help="first tokens, always seen")
     memory.add_argument("--n-local", type=_count(1), metavar="N", help="tokens of the window")

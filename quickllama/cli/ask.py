@@ -42,6 +42,7 @@ class Request:
     passages: int | None
     neighbours: int | None
     always_answer: bool
+    skim: bool = False
     history: bool = False
 
 
@@ -101,6 +102,14 @@ def _load(request: Request) -> tuple[str, Model]:
 
 
 def _read(request: Request, model: Model, text: str, question: str | None = None) -> Document:
+    if request.skim:
+        return model.skim(
+            text,
+            progress=not request.quiet,
+            memory=request.memory,
+            title=request.file,
+            kv_dtype=request.kv_dtype,
+        )
     return model.read(
         text,
         progress=not request.quiet,
@@ -154,6 +163,7 @@ def _report(
         "model": request.model,
         "dtype": document.model.dtype,
         "threads": document.model.n_threads,
+        "skimmed": document.skimmed,
         "memory": dataclasses.asdict(document.memory.resolved(document.model.config)),
         "reread_all": request.reread_all,
         "answers": [answer.to_dict() for answer in answers],

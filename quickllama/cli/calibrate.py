@@ -29,6 +29,12 @@ def calibrate(
     if as_json:
         print_json(found.to_dict())
     else:
-        heads = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
-        print(f"retrieval heads (layer.head): {heads}\nkept in {cache_folder()}")
+        print(f"retrieval heads (layer.head): {_listed(found.heads)}")
+        if found.skim is not None:
+            print(f"heads to skim with: {_listed(found.skim.heads)}")
+        print(f"kept in {cache_folder()}")
     return 0
+
+
+def _listed(heads: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{layer}.{head}" for layer, head in heads)

@@ -31,6 +31,7 @@ from quickllama.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
     from quickllama._core import Session
+    from quickllama.documents.head_store import SkimHeads
     from quickllama.model import Model
 
 __all__ = ["USES", "Asking", "Snapshot", "answer_question", "features_of", "rank_for"]
@@ -64,6 +65,7 @@ class Asking:
         read_for: str | None,
         memory: MemoryConfig,
         *,
+        skimmed: bool,
         retrieval: str | None,
         use: str | None,
         passages: int | None,
@@ -73,7 +75,9 @@ class Asking:
         options: dict[str, Any],
     ) -> Asking:
         """Check what the caller wants against what the document's memory can."""
-        blocks = memory.mode in ("infllm", "qllm")
+        blocks = memory.mode in ("infllm", "qllm") or skimmed
+        if skimmed:
+            _check_skimmed(retrieval, use)
         if retrieval is None:
             retrieval = "heads" if blocks and read_for is None else "paper"
         else:
@@ -107,6 +111,15 @@ class Asking:
         )
 
 
+def _check_skimmed(retrieval: str | None, use: str | None) -> None:
+    for name, value, only in (("retrieval", retrieval, "heads"), ("use", use, "reread")):
+        if value is not None and value != only:
+            raise InvalidValue(
+                f"{name} {value!r} needs values and blocks, which a skimmed document does not "
+                f"keep: {only!r} is what it can; use model.read() for the others"
+            )
+
+
 def _writer(stream: object) -> Callable[[str], object] | None:
     if stream is None or stream is False:
         return None
@@ -128,7 +141,7 @@ class Snapshot:
 
     ``session``: its timeline, which is never fed again. ``rest``: int64 [n], what else the document
     holds. ``offsets``: int64 [tokens of the text, 2]. ``span``: the question that the text is read
-    for, if it lies in ``rest``.
+    for, if it lies in ``rest``. ``skim``: the heads that it was skimmed with; None: it was read.
     """
 
     def __init__(
@@ -141,6 +154,7 @@ class Snapshot:
         memory: MemoryConfig,
         form: PromptForm,
         span: Span | None = None,
+        skim: SkimHeads | None = None,
     ) -> None:
         self.session = session
         self.rest = rest
@@ -150,6 +164,7 @@ class Snapshot:
         self.memory = memory
         self.form = form
         self.span = span
+        self.skim = skim
         self._lock = threading.Lock()
         self._whole: Session | None = None
 
@@ -164,7 +179,7 @@ class Snapshot:
             if self._whole is None:
                 whole = self.session.fork()
                 if len(self.rest):
-                    whole.feed(self.rest, query_span=self.span)
+                    whole.read(self.rest, query_span=self.span)
                 self._whole = whole
             return self._whole.fork()
 
@@ -205,9 +220,10 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     started = time.perf_counter()
     if asking.retrieval == "paper":
         return _by_memory(model, snapshot, asking, started)
-    heads, notes, rule = _heads_of(model)
+    heads, notes, rule = _heads_of(model, snapshot)
     suffix, span = snapshot.form.suffix(model.tokenizer, asking.question)
-    check_question_length(span[1] - span[0], snapshot.memory)
+    if snapshot.skim is None:  # else the window is small, and nothing depends on it
+        check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
     ranking = rank_for(session, snapshot, suffix, span, heads)
     evidence = evidence_of(snapshot, ranking, asking)
@@ -242,9 +258,9 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     return Answer(asking.question, *decoded, tuple(notes), confidence, evidence)
 
 
-def _heads_of(model: Model) -> tuple[Any, list[str], Any]:
+def _heads_of(model: Model, snapshot: Snapshot) -> tuple[Any, list[str], Any]:
     """The heads to listen to, what to say about them, and the rule for "not found"."""
-    known = model.retrieval_heads
+    known = snapshot.skim or model.retrieval_heads
     if known is not None:
         return known.heads, [], known.found
     note = (

@@ -2,8 +2,9 @@
 
 Made-up facts are put into ordinary (or given) texts of about 4,000 tokens. Each text is read once;
 each question is asked on a fork that listens to all heads, each of which ranks the text's pieces.
-The heads with the best mean log2 rank of the piece that holds the answer are kept. Questions whose
-facts are not in the text then teach what it looks like when nothing is found.
+The heads with the best mean log2 rank of the piece that holds the answer are kept, and the best of
+the first third of the layers for skimming. Questions whose facts are not in the text then teach
+what it looks like when nothing is found.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.documents.asking import features_of, rank_for
 from quickllama.documents.facts import Fact, make_facts, ordinary_texts, text_with_facts
-from quickllama.documents.head_store import FoundRule, RetrievalHeads, save_heads
+from quickllama.documents.head_store import FoundRule, RetrievalHeads, SkimHeads, save_heads
 from quickllama.documents.retrieval import Head, Ranking, all_heads
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import Progress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Trial", "best_heads", "calibrate", "collect", "found_rule", "mean_log_ranks"]
 
 HEADS_KEPT = 8
+SKIM_SHARE = 3  # of the layers one in so many is computed by skimming
 TEXTS = 10
 CHARACTERS = 16_000  # about 4,000 tokens
 FACTS = 6  # in each text, and as many of other families that are asked for and not there
@@ -56,8 +58,10 @@ def calibrate(
     """What :meth:`quickllama.Model.calibrate` does."""
     trials = list(collect(model, texts, progress=progress, seed=seed))
     heads = best_heads(trials)
+    early = best_heads(trials, layers=max(model.n_layers // SKIM_SHARE, 1))
     source = f"calibrated on {len(trials)} questions, seed {seed}"
-    found = RetrievalHeads(model.fingerprint, heads, source, found_rule(trials, heads))
+    skim = SkimHeads(early, found_rule(trials, early))
+    found = RetrievalHeads(model.fingerprint, heads, source, found_rule(trials, heads), skim)
     save_heads(found)
     model.retrieval_heads = found
     return found
@@ -117,10 +121,14 @@ def mean_log_ranks(trials: Sequence[Trial]) -> NDArray[np.float64]:
     return np.asarray(np.mean(rows, axis=0))
 
 
-def best_heads(trials: Sequence[Trial], count: int = HEADS_KEPT) -> tuple[Head, ...]:
-    """The ``count`` heads with the best mean log2 rank, best first."""
-    order = np.argsort(mean_log_ranks(trials), kind="stable")[:count]
-    return tuple(trials[0].ranking.heads[index] for index in order)
+def best_heads(
+    trials: Sequence[Trial], count: int = HEADS_KEPT, layers: int | None = None
+) -> tuple[Head, ...]:
+    """The ``count`` heads with the best mean log2 rank, best first; of the first ``layers`` layers
+    (None: of all)."""
+    order = np.argsort(mean_log_ranks(trials), kind="stable")
+    ordered = [trials[0].ranking.heads[index] for index in order]
+    return tuple([head for head in ordered if layers is None or head[0] < layers][:count])
 
 
 def found_rule(trials: Sequence[Trial], heads: Sequence[Head]) -> FoundRule:

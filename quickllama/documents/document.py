@@ -27,9 +27,10 @@ from quickllama.progress import showing
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, checked_question
 
 if TYPE_CHECKING:
+    from quickllama.documents.head_store import SkimHeads
     from quickllama.model import Model
 
-__all__ = ["Document", "Source", "read_document"]
+__all__ = ["Document", "Source", "read_document", "skim_document"]
 
 Source = str | Iterable[str] | Iterable[int] | NDArray[np.integer]
 """A text, parts of a text, or token ids."""
@@ -38,7 +39,8 @@ _SLAB = 1 << 16  # characters tokenised between two looks at the chunks that are
 
 
 class Document:
-    """A text in a model's memory. Made by :meth:`quickllama.Model.read`.
+    """A text in a model's memory. Made by :meth:`quickllama.Model.read` or
+    :meth:`quickllama.Model.skim`.
 
     Any number of threads may ask at the same time; :meth:`append` lets them wait. The timeline
     holds whole execution chunks only: what comes after the last one is kept as token ids (and the
@@ -46,7 +48,8 @@ class Document:
     asks. So the same text gives the same bits however it arrived.
 
     Attributes: ``model``, ``memory`` (:class:`MemoryConfig`), ``title``, ``question`` (that the
-    text was read for, or None).
+    text was read for, or None), ``skimmed`` (whether only what finding passages needs was
+    computed).
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Document:
         title: str | None = None,
         question: str | None = None,
         kv_dtype: str | None = None,
+        skim: SkimHeads | None = None,
     ) -> None:
         self.model = model
         self.memory = memory
@@ -69,7 +73,9 @@ class Document:
         self._span = span if memory.mode == "qllm" else None  # as long as it was not read
         if self._span is not None:
             check_span(self._span, len(self._prefix), memory)
-        self._session = model.session(memory, kv_dtype=kv_dtype)
+        self._skim = skim
+        heads = None if skim is None else skim.heads
+        self._session = model.session(memory, kv_dtype=kv_dtype, skim_heads=heads)
         self._snapshot: Snapshot | None = None
 
     @property
@@ -77,6 +83,11 @@ class Document:
         """The text; of token ids, what they decode to."""
         with self._lock:
             return self._text.text
+
+    @property
+    def skimmed(self) -> bool:
+        """Whether only what finding passages needs was computed."""
+        return self._skim is not None
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +103,7 @@ class Document:
         title = "" if self.title is None else f" {self.title!r}"
         return (
             f"<quickllama.Document{title}, {len(self)} tokens, {self.nbytes / 2**20:.1f} MiB, "
-            f"mode {self.memory.mode}>"
+            f"{'skimmed' if self.skimmed else f'mode {self.memory.mode}'}>"
         )
 
     def append(self, more: Source, progress: bool | Progress | None = None) -> None:
@@ -150,6 +161,7 @@ class Document:
             checked_question(question),
             self.question,
             self.memory,
+            skimmed=self.skimmed,
             retrieval=retrieval,
             use=use,
             passages=passages,
@@ -181,6 +193,7 @@ class Document:
                     memory=self.memory,
                     form=self._form,
                     span=self._span,
+                    skim=self._skim,
                 )
             return self._snapshot
 
@@ -216,7 +229,7 @@ class Document:
                 end = -(-self._span[1] // step) * step
                 if end > len(pending):
                     return
-            self._session.feed(pending[start:end], query_span=self._span)
+            self._session.read(pending[start:end], query_span=self._span)
             self._span = None
             start = end
             if show is not None:
@@ -269,13 +282,60 @@ def read_document(
         )
     if memory is None:
         memory = MemoryConfig(mode="infllm", topk=0) if question is None else MemoryConfig()
+    document = _empty_document(model, memory, form, title, question, kv_dtype)
+    return _filled(document, source, progress)
+
+
+def skim_document(
+    model: Model,
+    source: Source,
+    *,
+    progress: bool | Progress | None,
+    memory: MemoryConfig | None,
+    title: str | None,
+    prompt: str | None,
+    kv_dtype: str | None,
+    heads: SkimHeads | None = None,
+) -> Document:
+    """What :meth:`quickllama.Model.skim` does; ``heads``: other ones than the model's."""
+    if heads is None:
+        known = model.retrieval_heads
+        heads = None if known is None else known.skim
+    if heads is None:
+        raise InvalidValue(
+            "it is not known which heads of this model's first layers find passages, so that its "
+            "texts cannot be skimmed; run model.calibrate() or quickllama calibrate once, or use "
+            "model.read()"
+        )
+    form = PromptForm.of(DOCUMENT_PROMPT if prompt is None else prompt)
+    if form.asks_first:
+        raise InvalidValue(
+            "a text is skimmed without a question, but this prompt has {question} before {text}"
+        )
+    memory = MemoryConfig.skim() if memory is None else memory
+    document = _empty_document(model, memory, form, title, None, kv_dtype, heads)
+    return _filled(document, source, progress)
+
+
+def _empty_document(
+    model: Model,
+    memory: object,
+    form: PromptForm,
+    title: object,
+    question: str | None,
+    kv_dtype: str | None,
+    skim: SkimHeads | None = None,
+) -> Document:
     if not isinstance(memory, MemoryConfig):
         raise InvalidType(
             f"memory must be a MemoryConfig, for instance MemoryConfig.window('1k'), not {memory!r}"
         )
     if title is not None and not isinstance(title, str):
         raise InvalidType(f"a title is a string, not {type(title).__name__}")
-    document = Document(model, memory, form, title, question, kv_dtype)
+    return Document(model, memory, form, title, question, kv_dtype, skim)
+
+
+def _filled(document: Document, source: Source, progress: bool | Progress | None) -> Document:
     document.append(source, progress)
     if not document.text.strip():
         raise InvalidValue("the text is empty; there is nothing to read")

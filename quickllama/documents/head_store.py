@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from quickllama.config import ModelConfig
     from quickllama.model import Model
 
-__all__ = ["Fingerprint", "FoundRule", "RetrievalHeads", "cache_folder", "load_heads", "save_heads"]
+__all__ = [
+    "Fingerprint",
+    "FoundRule",
+    "RetrievalHeads",
+    "SkimHeads",
+    "cache_folder",
+    "load_heads",
+    "save_heads",
+]
 
 _SHIPPED = Path(__file__).parent / "heads"
 _EMBEDDING = "model.embed_tokens.weight"
@@ -103,17 +111,30 @@ class FoundRule:
 
 
 @dataclasses.dataclass(frozen=True)
+class SkimHeads:
+    """The best heads of a model's first layers, best first, as (layer, query head): those that
+    :meth:`quickllama.Model.skim` needs.
+
+    ``found`` says when an answer is in the document (None: not known).
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    found: FoundRule | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class RetrievalHeads:
     """A model's retrieval heads, best first, as (layer, query head).
 
     ``source`` says where they are from, ``found`` when an answer is in the document (None: not
-    known).
+    known), ``skim`` which of the first layers' heads to skim with (None: not known).
     """
 
     fingerprint: Fingerprint
     heads: tuple[tuple[int, int], ...]
     source: str
     found: FoundRule | None = None
+    skim: SkimHeads | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As the files hold it."""
@@ -125,24 +146,34 @@ class RetrievalHeads:
         try:
             if value["format"] != 1:
                 raise FileProblem(f"{name} has format {value['format']!r}; this version knows 1")
-            rule = value["found"]
+            skim = value.get("skim")
             return cls(
                 Fingerprint(str(value["fingerprint"]["sizes"]), str(value["fingerprint"]["signs"])),
-                tuple((int(layer), int(head)) for layer, head in value["heads"]),
+                _heads(value["heads"]),
                 str(value["source"]),
-                None if rule is None else _rule(rule),
+                _rule(value["found"]),
+                None if skim is None else SkimHeads(_heads(skim["heads"]), _rule(skim["found"])),
             )
-        except (KeyError, TypeError, ValueError) as problem:
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
             raise FileProblem(f"{name} holds no retrieval heads ({problem!r})") from None
 
     def fits(self, model: Model) -> bool:
         """Whether ``model`` has these heads."""
-        return bool(self.heads) and all(
-            0 <= layer < model.n_layers and 0 <= head < model.n_heads for layer, head in self.heads
+        sets = [self.heads] if self.skim is None else [self.heads, self.skim.heads]
+        return all(sets) and all(
+            0 <= layer < model.n_layers and 0 <= head < model.n_heads
+            for heads in sets
+            for layer, head in heads
         )
 
 
-def _rule(value: Mapping[str, Any]) -> FoundRule:
+def _heads(value: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((int(layer), int(head)) for layer, head in value)
+
+
+def _rule(value: Mapping[str, Any] | None) -> FoundRule | None:
+    if value is None:
+        return None
     weights = tuple(float(weight) for weight in value["weights"])
     return FoundRule(weights, float(value["bias"]), float(value["threshold"]))
 
