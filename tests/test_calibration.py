@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -74,6 +75,13 @@ def test_the_best_heads_are_those_that_rank_the_answer_first() -> None:
     ranks = mean_log_ranks(trials)
     assert ranks[4] == 0 and 0 < ranks[2] <= 1
     assert best_heads(trials, 2) == ((0, 4), (0, 2))
+    heads = tuple((head // 2, head % 2) for head in range(6))
+    layered = [
+        Trial(dataclasses.replace(trial.ranking, heads=heads), trial.answer) for trial in trials
+    ]
+    assert best_heads(layered, 2) == ((2, 0), (1, 0))
+    assert best_heads(layered, 2, layers=2) == ((1, 0), best_heads(layered, 3, layers=2)[1])
+    assert {layer for layer, _ in best_heads(layered, layers=2)} == {0, 1}
 
 
 def test_the_features_tell_what_stands_out() -> None:
@@ -108,11 +116,15 @@ def test_calibrating_keeps_heads_for_the_next_time(model: ql.Model, tmp_path: Pa
     heads = model.calibrate(progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 2), (2, 2)]
     assert len(heads.heads) == 8 and heads.found is not None
+    assert heads.skim is not None and heads.skim.found is not None
+    assert sorted(heads.skim.heads) == [(0, head) for head in range(4)]  # a third of two layers
     assert model.retrieval_heads is heads
     again = ql.Model.from_pretrained(tmp_path / "tiny", dtype="float32")
     assert again.retrieval_heads == heads
     answer = model.read("Some words. " * 140).ask("Which?", max_new_tokens=2, always_answer=True)
     assert answer.confidence is not None
+    skimmed = model.skim("Some words. " * 140)
+    assert skimmed.ask("Which?", max_new_tokens=2).confidence is not None
     own = model.calibrate(["Words of my own, again and again. " * 40], seed=1)
     assert own != heads and "seed 1" in own.source
 

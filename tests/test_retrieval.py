@@ -205,6 +205,15 @@ def test_what_is_not_there_is_not_found(document: ql.Document) -> None:
     assert not answer.found and answer.confidence is not None and answer.confidence < 0.5
 
 
+def test_a_skimmed_text_has_the_fact_too(document: ql.Document) -> None:
+    skimmed = document.model.skim(document.text)
+    answer = skimmed.ask(QUESTION, max_new_tokens=24)
+    assert "lighthouse" in answer.text and FACT in answer.evidence[0].text and answer.found
+    assert skimmed.nbytes < document.nbytes / 3
+    nothing = skimmed.ask("Which insects does Mrs Abernathy collect?", max_new_tokens=8)
+    assert nothing.confidence is not None and nothing.confidence < 0.5
+
+
 def test_the_end_of_a_text_is_evidence_too(real: ql.Model) -> None:
     text = filler(np.random.default_rng(8), 5_000)
     document = real.read(text)
