@@ -35,6 +35,17 @@ def flops_of_reading(config: ModelConfig, n_keys: float) -> tuple[float, float]:
     return 2 * linear_parameters(config), 4 * width * config.num_hidden_layers * n_keys
 
 
+def flops_of_skimming(
+    config: ModelConfig, memory: MemoryConfig, layers: int
+) -> tuple[float, float]:
+    """The same for a session that skims with ``layers`` layers: of the last one only queries and
+    keys, no attention; first tokens and window are all that a query sees."""
+    linear, attention = flops_of_reading(config, memory.n_init + memory.n_local)
+    heads = config.num_attention_heads + config.num_key_value_heads
+    part = (layers - 1) / config.num_hidden_layers
+    return linear * part + 2 * config.hidden_size * heads * config.head_dim, attention * part
+
+
 def bytes_of_decoding(
     config: ModelConfig, memory: MemoryConfig, n_tokens: int, held: float, kv_dtype: str
 ) -> float:

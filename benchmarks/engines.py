@@ -63,7 +63,7 @@ class Setting:
     * ``dtype``: how weights are held; ``threads``: how many.
     * ``most_tokens``: the longest timeline, for engines that must know beforehand.
     * ``variant``: QuickLLaMA's CPU variant, None: the best one; ``window``: of its memory, and
-      ``memory``: fields of MemoryConfig that take precedence.
+      ``memory``: fields of MemoryConfig that take precedence; ``skim``: skim texts instead.
     """
 
     model: str
@@ -73,6 +73,7 @@ class Setting:
     variant: str | None = None
     window: str = "1k"
     memory: dict[str, Any] = field(default_factory=dict)
+    skim: bool = False
 
 
 class Unsaved:
@@ -111,13 +112,21 @@ class QuickLlama(Unsaved):
         return int(self.state["model"].vocab_size)
 
     def clear(self) -> None:
-        window = self.state["ql"].MemoryConfig.window
-        memory = window(self.setting.window, **self.setting.memory)
-        session = self.state["model"].session(memory=memory, query_span=(0, 32))
-        self.state["session"] = session
+        model, config = self.state["model"], self.state["ql"].MemoryConfig
+        if self.setting.skim:
+            known = model.retrieval_heads
+            # A model without known heads: one of the last layer in the first third.
+            heads = known.skim.heads if known and known.skim else [(model.n_layers // 3, 0)]
+            self.state["session"] = model.session(config.skim(), skim_heads=heads)
+            return
+        memory = config.window(self.setting.window, **self.setting.memory)
+        self.state["session"] = model.session(memory, query_span=(0, 32))
 
     def read(self, ids: Sequence[int]) -> None:
-        self.state["logits"] = self.state["session"].feed(list(ids))
+        if self.setting.skim:
+            self.state["session"].read(list(ids))
+        else:
+            self.state["logits"] = self.state["session"].feed(list(ids))
 
     def decode(self, count: int) -> None:
         for _ in range(count):

@@ -26,8 +26,9 @@ Limits = dict[str, dict[str, float]]
 def measure(program: Path, threads: Sequence[int], seconds: float, n_bytes: int) -> Limits:
     """One round of all measurements by the program limits.c, ``seconds`` each.
 
-    Names: float32_256 and float32_512 (bits of a register; float32_128 elsewhere), bfloat16 and
-    int8 where the CPU has them, memory. Multiply-adds count as two operations.
+    Names: float32_256 and float32_512 (bits of a register; float32_128 elsewhere), int8_256 (by
+    pairs in 16 bits), bfloat16 and int8 where the CPU has them, memory. Multiply-adds count as two
+    operations.
     """
     counts = [str(count) for count in dict.fromkeys(threads)]
     result = subprocess.run(
@@ -46,9 +47,11 @@ def measure(program: Path, threads: Sequence[int], seconds: float, n_bytes: int)
 
 
 def peak(rates: Mapping[str, float], dtype: str, variant: str) -> float | None:
-    """Operations in a second that ``variant`` can do with weights of ``dtype``: it multiplies
-    bfloat16 and int8 itself, or as float32. None if that was not measured."""
-    if variant == "avx512bf16" and dtype in ("bfloat16", "int8"):
+    """Operations in a second that ``variant`` can do with weights of ``dtype``: bfloat16 is
+    multiplied by itself or as float32, fewer bits as int8. None if that was not measured."""
+    if dtype not in ("float32", "bfloat16"):
+        return rates.get({"avx512bf16": "int8", "avx2": "int8_256"}.get(variant, ""))
+    if variant == "avx512bf16" and dtype == "bfloat16":
         return rates.get(dtype)
     if variant == "avx2":
         return rates.get("float32_256")

@@ -20,7 +20,7 @@ from quickllama import MemoryConfig, ModelConfig
 Result = Mapping[str, Any]
 Rates = Mapping[str, float]
 MIB = 1 << 20
-ORDER = ("read", "memory", "prompt", "decode", "deep", "import", "load")
+ORDER = ("read", "skim", "memory", "prompt", "decode", "deep", "import", "load")
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,25 @@ def variant_of(result: Result) -> str:
 
 
 def reading_limit(setting: Setting, result: Result, rates: Rates) -> float | None:
-    """Tokens a second of reading in the steady state, by the peak rates; QuickLLaMA only."""
-    return _bound(setting, result, rates, costs.keys_while_reading(setting.memory))
+    """Tokens a second of reading (or skimming) in the steady state, by the peak rates; QuickLLaMA
+    only."""
+    config = setting.configs[result["model"]]
+    flops = costs.flops_of_reading(config, costs.keys_while_reading(setting.memory))
+    if result["job"] == "skim":
+        flops = costs.flops_of_skimming(config, MemoryConfig.skim(), result["layers"])
+    return _bound(result, rates, flops)
 
 
 def prompt_limit(setting: Setting, result: Result, rates: Rates) -> float | None:
     """Tokens a second of a prompt within the window."""
-    return _bound(setting, result, rates, (result["prompt_tokens"] + 1) / 2)
+    n_keys = (result["prompt_tokens"] + 1) / 2
+    flops = costs.flops_of_reading(setting.configs[result["model"]], n_keys)
+    return _bound(result, rates, flops)
 
 
-def _bound(setting: Setting, result: Result, rates: Rates, n_keys: float) -> float | None:
+def _bound(result: Result, rates: Rates, flops: tuple[float, float]) -> float | None:
     if result["engine"] != "quickllama":
         return None
-    flops = costs.flops_of_reading(setting.configs[result["model"]], n_keys)
     return limits.tokens_per_second(rates, flops, result["dtype"], variant_of(result))
 
 
@@ -108,9 +114,12 @@ def _rate(segments: Sequence[Result]) -> float:
 def kinds(setting: Setting, job: str, result: Result) -> list[Kind]:
     """The rows that a job's results fill."""
     if job == "read":
-        read = _reading(setting, result) if "read" in setting.what else []
+        read = _reading(setting, result, "read") if "read" in setting.what else []
         decoded = _decoding(setting, result) if "decode" in setting.what else []
         return [*read, *(_memory(result) if "memory" in setting.what else []), *decoded]
+    if job == "skim":
+        more = Kind("skim: memory for it", "MiB", lambda r: _part("peak")(r) - _part("loaded")(r))
+        return [*_reading(setting, result, "skim"), more]
     if job == "deep":
         layers = setting.configs[result["model"]].num_hidden_layers
         return _decoding(setting, result, f"deep, {layers} layers: ")
@@ -131,10 +140,10 @@ def kinds(setting: Setting, job: str, result: Result) -> list[Kind]:
     ]
 
 
-def _reading(setting: Setting, result: Result) -> list[Kind]:
+def _reading(setting: Setting, result: Result, verb: str) -> list[Kind]:
     segments = result["segments"]
     size, end = f"{segments[0]['tokens']:,}", f"{segments[-1]['end']:,}"
-    last = f"read: last {size}, to {end}"
+    last = f"{verb}: last {size}, to {end}"
 
     def bound(r: Result, rates: Rates) -> float | None:
         return reading_limit(setting, r, rates)
@@ -143,12 +152,12 @@ def _reading(setting: Setting, result: Result) -> list[Kind]:
         return float(r["warm"]["seconds"] + sum(s["seconds"] for s in r["segments"]))
 
     return [
-        Kind(f"read: first {size}", "tokens/s", lambda r: _rate(r["segments"][:1]), bound),
+        Kind(f"{verb}: first {size}", "tokens/s", lambda r: _rate(r["segments"][:1]), bound),
         Kind(last, "tokens/s", lambda r: _rate(r["segments"][-1:]), bound),
-        Kind(f"read: all {end}", "tokens/s", lambda r: _rate(r["segments"]), bound),
-        Kind(f"read: all {end}, time", "s", seconds),
+        Kind(f"{verb}: all {end}", "tokens/s", lambda r: _rate(r["segments"]), bound),
+        Kind(f"{verb}: all {end}, time", "s", seconds),
         Kind(
-            "read: rate of the last, as part of the first",
+            f"{verb}: rate of the last, as part of the first",
             "",
             lambda r: _rate(r["segments"][-1:]) / _rate(r["segments"][:1]),
         ),
@@ -263,7 +272,7 @@ def curves_of(
 ) -> list[dict[str, Any]]:
     """Tokens a second of each segment, medians over rounds, by engine and label."""
     curves = []
-    reads = [r for r in results if r["job"] == "read" and r.get("segments")]
+    reads = [r for r in results if r["job"] in ("read", "skim") and r.get("segments")]
     for engine, label in dict.fromkeys((r["engine"], r["label"]) for r in reads):
         good = [r for r in reads if (r["engine"], r["label"]) == (engine, label)]
         count = min(len(r["segments"]) for r in good)

@@ -1,8 +1,8 @@
 """Speed and memory of QuickLLaMA and its peers, beside the limits of the machine.
 
 python benchmarks/speed.py [--peers transformers,llamacpp] [--peer-python PATH]
-    [--what read,decode,prompt,load,memory,deep] [--dtype float32,bfloat16,int8] [--tokens 100000]
-    [--threads 2] [--rounds 3] [--json out.json] [--plot out.png]
+    [--what read,skim,decode,prompt,load,memory,deep] [--dtype float32,bfloat16,int8]
+    [--tokens 100000] [--threads 2] [--rounds 3] [--json out.json] [--plot out.png]
 
 Each measurement runs in a process of its own; a round measures the limits, then everything once.
 benchmarks/README.md says what the numbers mean and how long it takes.
@@ -31,7 +31,7 @@ from quickllama.cpu import physical_cores
 from quickllama.dtypes import held_dtype
 from quickllama.hub import locate
 
-WHAT = ("read", "decode", "prompt", "load", "memory")
+WHAT = ("read", "skim", "decode", "prompt", "load", "memory")
 MORE = ("deep",)
 PEERS = ("transformers", "llamacpp")
 TRANSFORMERS_TYPES = ("bfloat16", "float32")

@@ -63,6 +63,7 @@ def subjects_of(options: argparse.Namespace, path: Path, folder: Path) -> Iterat
     here, model = sys.executable, str(path)
     for dtype in options.dtype:
         yield Subject("quickllama", dtype, model, dtype, here, ("read",))
+        yield Subject("quickllama", dtype, model, f"{dtype}, skim", here, ("skim",), ())
     far = "bfloat16" if "bfloat16" in options.dtype else options.dtype[0]
     yield Subject("quickllama", far, options.deep, far, here, ("deep",), ())
     for interval in options.lookup_interval:
@@ -115,6 +116,8 @@ def task_of(options: argparse.Namespace, subject: Subject, job: str, folder: Pat
         tokens = options.deep_tokens
         depths = {min(depth, tokens) for depth in (NEAR, options.tokens, tokens)}
         task |= {"tokens": tokens, "decode_after": sorted(depths), "most_seconds": math.inf}
+    if job == "skim":
+        task |= {"warm": 2 * MemoryConfig.skim().n_local, "decode_after": []}
     longest = {
         "prompt": options.prompt,
         "decode": max(task["depths"]),
@@ -128,6 +131,7 @@ def task_of(options: argparse.Namespace, subject: Subject, job: str, folder: Pat
         "variant": options.variant,
         "window": options.window,
         "memory": dict(subject.memory),
+        "skim": job == "skim",
     }
     return task
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engines import ENGINES, Engine, Setting
+from engines import ENGINES, Engine, QuickLlama, Setting
 
 CLOCK = time.perf_counter
 PIECES = 4  # of a measured stretch of decoding
@@ -112,6 +112,13 @@ def reading(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def skimming(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
+    """The same for a session that skims; with the number of layers that are computed."""
+    found = reading(engine, task)
+    assert isinstance(engine, QuickLlama)
+    return {**found, "layers": engine.state["session"].n_layers}
+
+
 def whole_reading(engine: Engine, task: dict[str, Any]) -> list[dict[str, float]]:
     """Segments for an engine that is faster without pieces: texts of ``segment`` tokens, of twice
     as many ... are read whole; a segment is by what a text took longer than the one before."""
@@ -160,6 +167,7 @@ def loading(_engine: Engine, _task: dict[str, Any]) -> dict[str, Any]:
 JOBS = {
     "read": reading,
     "deep": reading,
+    "skim": skimming,
     "decode": decoding,
     "prompt": prompting,
     "load": loading,

@@ -73,7 +73,7 @@ def speed(folder: Path) -> dict[str, Any]:
     result = run(
         "speed.py",
         *SIZES,
-        *("--what", "read,decode,prompt,load,memory,deep", "--dtype", "float32"),
+        *("--what", "read,skim,decode,prompt,load,memory,deep", "--dtype", "float32"),
         *("--deep", "made:tiny:2", "--deep-tokens", "512"),
         *("--model", str(folder), "--json", str(out)),
         OPENBLAS_CORETYPE="Haswell",
@@ -93,14 +93,17 @@ def test_every_row_is_there_with_its_rounds(speed: dict[str, Any]) -> None:
     far = ["decode after 1,536", "deep, 2 layers: decode after 1,408"]
     parts = ("peak", "weights", "session", "the rest")
     others = ["import", "load", "read: all 1,536, time", *(f"memory: {part}" for part in parts)]
-    ratio = "read: rate of the last, as part of the first"
-    assert set(rows) == {*reading, *near, *far, *others, ratio}
+    skim = ["skim: first 128", "skim: last 128, to 1,536", "skim: all 1,536"]
+    others += ["skim: all 1,536, time", "skim: memory for it"]
+    others += [f"{verb}: rate of the last, as part of the first" for verb in ("read", "skim")]
+    assert set(rows) == {*reading, *skim, *near, *far, *others}
     for what, row in rows.items():
-        assert row["engine"] == "quickllama" and row["dtype"] == "float32" and not row["note"]
+        assert row["engine"] == "quickllama" and not row["note"]
+        assert row["dtype"] == ("float32, skim" if what.startswith("skim") else "float32")
         short = what in near or what in ("import", "load")
         assert len(row["values"]) == (2 if short else 1)
         assert min(row["values"]) <= row["median"] and min(row["values"]) > 0
-    for what in (*reading, *near, *far):
+    for what in (*reading, *skim, *near, *far):
         row = rows[what]
         assert row["unit"] == "tokens/s" and row["limit"] > 0
         assert 0 < row["ratio"] < 2  # a tiny model stays in the caches, beyond memory's rate
@@ -118,11 +121,17 @@ def test_machine_limits_and_environment_stand_beside(speed: dict[str, Any]) -> N
     rates = speed["limits"]["1"]
     assert rates["memory"] > 1e8
     assert any(name.startswith("float32") and rate > 1e8 for name, rate in rates.items())
-    (curve,) = speed["curves"]
-    assert curve["tokens"] == [1408, 1536] and len(curve["tokens_per_second"]) == 2
+    read, skim = speed["curves"]
+    assert read["tokens"] == [1408, 1536] and len(read["tokens_per_second"]) == 2
+    assert skim["dtype"] == "float32, skim" and skim["tokens"][-1] == 1536
     results, found = speed["rounds"]["results"], speed["rounds"]["limits"]
-    assert [r["job"] for r in results] == ["read", "deep", *["prompt", "decode", "load"] * 2]
-    assert [r["round"] for r in results] == [0, 1, 2, 2, 2, 3, 3, 3] and len(found) == 4
+    assert [r["job"] for r in results] == [
+        "read",
+        "skim",
+        "deep",
+        *["prompt", "decode", "load"] * 2,
+    ]
+    assert [r["round"] for r in results] == [0, 1, 2, 3, 3, 3, 4, 4, 4] and len(found) == 5
     assert speed["strangers"] == []
 
 
