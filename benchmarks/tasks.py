@@ -118,6 +118,8 @@ def task_of(options: argparse.Namespace, subject: Subject, job: str, folder: Pat
         task |= {"tokens": tokens, "decode_after": sorted(depths), "most_seconds": math.inf}
     if job == "skim":
         task |= {"warm": 2 * MemoryConfig.skim().n_local, "decode_after": []}
+    if own:  # so that the last segment ends with the text
+        task["warm"] += (task["tokens"] - task["warm"]) % task["segment"]
     longest = {
         "prompt": options.prompt,
         "decode": max(task["depths"]),
