@@ -16,8 +16,15 @@ enum { WRITE_TOKENS = 32 };
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static int most_chosen(const ql_memory *m) {
-    return m->pinned ? m->n_pinned : (int)min64(m->config.topk, m->n_blocks);
+static int best_blocks(const ql_memory *m) { return (int)min64(m->config.topk, m->n_blocks); }
+
+static int retrieved(const ql_memory *m) { return m->pinned ? m->n_pinned : best_blocks(m); }
+
+/* Whether the chunk that was begun looks blocks up. Decided by its position and by what is
+ * committed, so that it is the same however the tokens come, and again after an interruption. */
+static bool looks_up(const ql_memory *m) {
+    return m->chunk > 1 || m->config.lookup_interval <= 1 ||
+           m->n_tokens % m->config.lookup_interval == 0 || m->n_kept != best_blocks(m);
 }
 
 static int64_t local_keys(const ql_memory *m) { return m->n_tokens + m->chunk - m->local_first; }
@@ -51,7 +58,7 @@ static ql_status tables(ql_memory *m, ql_error *err) {
 static size_t most_spans(const ql_memory *m) {
     int64_t pages = ql_memory_full(m) ? m->n_tokens + m->chunk
                                       : m->config.n_local + 2 * (m->config.block_size + m->chunk);
-    return (size_t)(most_chosen(m) + 8 + 2 * (pages / m->kv.page_tokens + 2));
+    return (size_t)(retrieved(m) + 8 + 2 * (pages / m->kv.page_tokens + 2));
 }
 
 ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
@@ -72,7 +79,7 @@ ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
     }
     if (!status && m->config.trace) {
         status = ql_trace_begin(&m->trace, m->heads.n_layers, m->n_tokens, n_tokens, m->n_blocks,
-                                most_chosen(m), err);
+                                retrieved(m), err);
     }
     if (status) return status;
     int64_t keep = ql_memory_sinks_only(m) ? m->local_first
@@ -154,10 +161,9 @@ void ql_memory_note(ql_memory *m, int layer, const float *q, const float *k) {
     if (ql_memory_skims(m)) ql_keys_write(&m->keys, m->kernels, layer, m->n_tokens, k, m->chunk);
 }
 
-/* Step 2: the best blocks by s(B, H) + beta s(B, Q) (eq. 5-7; the authors' code: the mean query,
- * one choice for all heads). Returns how many were chosen. */
-static int look_up(ql_memory *m, int layer) {
-    int k = (int)min64(m->config.topk, m->n_blocks);
+/* Step 2: the blocks' scores, s(B, H) + beta s(B, Q) (eq. 5-7; the authors' code: the mean query,
+ * one choice for all heads). */
+static void score_blocks(ql_memory *m, int layer) {
     size_t width = ql_memory_width(m);
     memcpy(m->query, m->chunk_sum + layer * width, width * sizeof *m->query);
     m->kernels->scale(m->query, 1.0f / (float)m->chunk, width);
@@ -167,24 +173,19 @@ static int look_up(ql_memory *m, int layer) {
         for (size_t i = 0; i < width; i++) m->query[i] += m->config.question_weight * question[i];
     }
     ql_score_blocks(m->scores, &m->index, m->kernels, m->n_threads, layer, m->query, m->n_blocks);
-    ql_choose(m->chosen, k, m->scores, m->n_blocks);
-    return k;
 }
 
-/* The blocks that a layer of the chunk retrieves: *chosen [as many as returned]. */
-static int retrieve(ql_memory *m, int layer, const int32_t **chosen) {
-    *chosen = m->chosen;
-    int n_chosen = 0;
-    if (ql_memory_has_blocks(m)) {
-        bool by_score = !m->pinned && m->config.topk > 0;
-        if (m->n_blocks > 0 && (by_score || m->config.trace)) n_chosen = look_up(m, layer);
-    }
-    if (m->pinned) {
-        *chosen = m->pinned;
-        n_chosen = m->n_pinned;
-    }
-    if (m->config.trace) ql_trace_put(&m->trace, layer, *chosen, m->scores);
-    return n_chosen;
+/* The blocks that a layer of the chunk retrieves: [retrieved]. */
+static const int32_t *retrieve(ql_memory *m, int layer) {
+    bool chooses = !m->pinned && retrieved(m) > 0 && looks_up(m);
+    int32_t *chosen = m->chosen + (size_t)layer * (size_t)m->config.topk;
+    const int32_t *blocks = m->pinned ? m->pinned
+                            : chooses ? chosen
+                                      : m->kept + (size_t)layer * (size_t)m->config.topk;
+    if (chooses || (m->config.trace && m->n_blocks > 0)) score_blocks(m, layer);
+    if (chooses) ql_choose(chosen, retrieved(m), m->scores, m->n_blocks);
+    if (m->config.trace) ql_trace_put(&m->trace, layer, blocks, m->scores);
+    return blocks;
 }
 
 /* Appends the spans of the tokens [begin, end). */
@@ -199,14 +200,13 @@ static int add_spans(const ql_memory *m, int layer, ql_span *spans, int n, int64
 
 /* Step 3: {retrieved blocks, first tokens, remainder}, in this order: the remainder last, since
  * masks hide its end. */
-static int global_spans(const ql_memory *m, int layer, ql_span *spans, const int32_t *chosen,
-                        int n_chosen) {
+static int global_spans(const ql_memory *m, int layer, ql_span *spans, const int32_t *blocks) {
     if (ql_memory_full(m)) return 0;
     if (ql_memory_sinks_only(m))
         return add_spans(m, layer, spans, 0, 0, min64(m->config.n_init, m->n_tokens));
     int n = 0, P = m->config.block_size;
-    for (int i = 0; i < n_chosen; i++) {
-        int64_t token = m->config.n_init + (int64_t)chosen[i] * P;
+    for (int i = 0; i < retrieved(m); i++) {
+        int64_t token = m->config.n_init + (int64_t)blocks[i] * P;
         n = add_spans(m, layer, spans, n, token, token + P);
     }
     n = add_spans(m, layer, spans, n, 0, m->n_first);
@@ -232,9 +232,7 @@ void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const
     ql_parallel(pieces > 1 ? m->n_threads : 1, pieces, write_task, &write);
     hear_question(m, layer, q);
     ql_memory_note(m, layer, q, k);
-    const int32_t *chosen;
-    int n_chosen = retrieve(m, layer, &chosen);
-    int n_global = global_spans(m, layer, m->spans, chosen, n_chosen);
+    int n_global = global_spans(m, layer, m->spans, retrieve(m, layer));
     int n_local = local_spans(m, layer, m->spans + n_global);
     ql_attention attention = {
         .kernels = m->kernels,
@@ -269,7 +267,7 @@ size_t ql_memory_scratch(const ql_memory *m) {
     int64_t n_global = ql_memory_sinks_only(m) ? min64(m->config.n_init, m->n_tokens) : 0;
     if (ql_memory_has_blocks(m))
         n_global =
-            (int64_t)most_chosen(m) * m->config.block_size + m->n_first +
+            (int64_t)retrieved(m) * m->config.block_size + m->n_first +
             max64(0, m->n_tokens + m->chunk - m->config.n_local - ql_memory_first_waiting(m));
     if (m->chunk == 1)
         return ql_pieces_scratch(m->heads, n_global + local_keys(m), (int)m->spans_capacity);
@@ -363,8 +361,18 @@ static void commit_task(void *context, int layer, int thread) {
     for (int64_t b = m->n_blocks; b < c->n_blocks; b++) represent(m, layer, b, best);
 }
 
+/* A token's own choice of blocks serves the tokens after it. */
+static void keep_choice(ql_memory *m) {
+    if (!looks_up(m)) return;
+    int32_t *kept = m->kept;
+    m->kept = m->chosen;
+    m->chosen = kept;
+    m->n_kept = m->chunk > 1 || m->pinned ? -1 : best_blocks(m);
+}
+
 void ql_memory_commit(ql_memory *m) {
     int64_t end = m->n_tokens + m->chunk, P = m->config.block_size, n_local = m->config.n_local;
+    keep_choice(m);
     commitment c = {.m = m, .n_first = m->n_first, .n_blocks = m->n_blocks};
     if (ql_memory_has_blocks(m)) {
         int64_t waiting = end - ql_memory_first_waiting(m);
@@ -378,6 +386,7 @@ void ql_memory_commit(ql_memory *m) {
     } else if (ql_memory_skims(m)) {
         for (int layer = 0; layer < m->heads.n_layers; layer++) add_queries(m, layer);
     }
+    if (c.asks) m->n_kept = -1;
     m->question.known |= c.asks;
     m->n_first = c.n_first;
     m->n_blocks = c.n_blocks;

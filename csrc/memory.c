@@ -22,6 +22,10 @@ static size_t sums_of(const ql_memory *m) {
     return ql_memory_ranks(m) ? (size_t)m->heads.n_layers * ql_memory_width(m) : 0;
 }
 
+static size_t choices_of(const ql_memory *m) {
+    return ql_memory_has_blocks(m) ? (size_t)m->heads.n_layers * (size_t)m->config.topk : 0;
+}
+
 /* The sums of queries, all 0. */
 static ql_status allocate_sums(ql_memory *m, ql_error *err) {
     m->chunk_sum = ql_alloc(sums_of(m) * sizeof *m->chunk_sum);
@@ -37,8 +41,9 @@ static ql_status allocate(ql_memory *m, ql_error *err) {
     m->far_cos = ql_alloc(half * sizeof(float));
     m->far_sin = ql_alloc(half * sizeof(float));
     m->query = ql_alloc(ql_memory_width(m) * sizeof(float));
-    m->chosen = ql_alloc(((size_t)m->config.topk + 1) * sizeof *m->chosen);
-    if (m->far_cos && m->far_sin && m->query && m->chosen) return allocate_sums(m, err);
+    m->chosen = ql_alloc(choices_of(m) * sizeof *m->chosen);
+    m->kept = ql_alloc(choices_of(m) * sizeof *m->kept);
+    if (m->far_cos && m->far_sin && m->query && m->chosen && m->kept) return allocate_sums(m, err);
     return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a session's state");
 }
 
@@ -49,7 +54,8 @@ ql_status ql_memory_init(ql_memory *m, ql_heads heads, const ql_memory_config *c
                      .config = *config,
                      .kernels = kernels,
                      .n_threads = n_threads,
-                     .inv_freq = inv_freq};
+                     .inv_freq = inv_freq,
+                     .n_kept = -1};
     m->reach = !ql_memory_full(m)   ? config->n_local
                : sliding_window > 0 ? sliding_window
                                     : NO_REACH;
@@ -95,7 +101,7 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     to->far_cos = to->far_sin = to->cos = to->sin = to->mass = to->query = to->scores =
         to->chunk_sum = NULL;
     to->query_sum = NULL;
-    to->chosen = to->pinned = NULL;
+    to->chosen = to->kept = to->pinned = NULL;
     to->n_pinned = 0;
     to->spans = NULL;
     to->tables_capacity = to->mass_capacity = to->scores_capacity = to->spans_capacity = 0;
@@ -118,6 +124,7 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     }
     if (!ql_memory_full(to)) far_angle(to);
     memcpy(to->query_sum, from->query_sum, sums_of(to) * sizeof *to->query_sum);
+    if (to->n_kept > 0) memcpy(to->kept, from->kept, choices_of(to) * sizeof *to->kept);
     return QL_OK;
 }
 
@@ -152,6 +159,7 @@ void ql_memory_clear(ql_memory *m) {
     free(m->query_sum);
     free(m->pinned);
     free(m->chosen);
+    free(m->kept);
     free(m->spans);
     *m = (ql_memory){0};
 }
@@ -185,6 +193,7 @@ void ql_memory_unask(ql_memory *m) {
     free(m->question.queries);
     free(m->question.vectors);
     m->question = (ql_question){0};
+    m->n_kept = -1;
 }
 
 ql_status ql_memory_pin(ql_memory *m, const int32_t *blocks, int n, ql_error *err) {
@@ -195,6 +204,7 @@ ql_status ql_memory_pin(ql_memory *m, const int32_t *blocks, int n, ql_error *er
     free(m->pinned);
     m->pinned = pinned;
     m->n_pinned = n > 0 ? n : 0;
+    m->n_kept = -1;
     return QL_OK;
 }
 

@@ -55,7 +55,9 @@ typedef struct ql_memory {
     int64_t call_tokens;      /* feed->queries is [n_heads, call_tokens, D] */
     float *query;             /* [H*D] of the lookup */
     float *scores;            /* [n_blocks] */
-    int32_t *chosen;          /* [topk] */
+    int32_t *chosen;          /* [L, topk] by the chunk's look-ups */
+    int32_t *kept;            /* [L, topk] by the last token that looked up, for those after it */
+    int n_kept;               /* blocks of a layer in kept; -1: none that may be used */
     ql_span *spans;
     size_t tables_capacity, mass_capacity, scores_capacity, spans_capacity; /* items */
 } ql_memory;

@@ -134,12 +134,16 @@ typedef enum ql_mask {
 typedef struct ql_memory_config {
     ql_mode mode;
     ql_mask mask;
-    int n_init;            /* first tokens, always attended */
-    int n_local;           /* sliding window */
-    int block_size;        /* P */
-    int topk;              /* blocks retrieved per layer and chunk */
-    int repr_topk;         /* R; also the number of question tokens that make the question vector */
-    int exc_block_size;    /* most tokens of an execution chunk, <= n_local */
+    int n_init;         /* first tokens, always attended */
+    int n_local;        /* sliding window */
+    int block_size;     /* P */
+    int topk;           /* blocks retrieved per layer and chunk */
+    int repr_topk;      /* R; also the number of question tokens that make the question vector */
+    int exc_block_size; /* most tokens of an execution chunk, <= n_local */
+    /* While tokens come one at a time, blocks are looked up anew at the first of them and at
+     * positions that are multiples of this; those between attend to the blocks chosen last. 1, or
+     * 0: at every token, as in the paper. */
+    int lookup_interval;
     float question_weight; /* the paper's beta */
     ql_dtype kv_dtype;     /* QL_F32 or QL_BF16: keys, values and block vectors */
     bool trace;            /* keep a ql_trace_record per chunk and layer */

@@ -17,6 +17,8 @@ static ql_status check_memory(const ql_memory_config *c, ql_error *err) {
     if (!status) status = ql_check_range("topk", c->topk, 0, MOST_SETTING, err);
     if (!status) status = ql_check_range("repr_topk", c->repr_topk, 1, QL_MAX_REPR, err);
     if (!status) status = ql_check_range("exc_block_size", c->exc_block_size, 1, MOST_SETTING, err);
+    if (!status)
+        status = ql_check_range("lookup_interval", c->lookup_interval, 0, MOST_SETTING, err);
     if (status) return status;
     if ((unsigned)c->mode > QL_QLLM)
         return ql_fail(err, QL_INVALID_VALUE, "there is no memory mode number %d", (int)c->mode);

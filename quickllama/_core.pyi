@@ -68,6 +68,7 @@ class Session:
         topk: int,
         repr_topk: int,
         exc_block_size: int,
+        lookup_interval: int,
         question_weight: float,
         mask: str,
         kv_dtype: str,
@@ -109,6 +110,8 @@ class Session:
     def repr_topk(self) -> int: ...
     @property
     def exc_block_size(self) -> int: ...
+    @property
+    def lookup_interval(self) -> int: ...
     @property
     def question_weight(self) -> float: ...
     @property

@@ -174,6 +174,9 @@ class MemoryConfig:
     * ``block_size``: tokens of a memory block; ``topk``: blocks retrieved per layer and chunk
       (0: none); ``repr_topk``: tokens that represent a block, and the question.
     * ``exc_block_size``: most tokens of an execution chunk, at most ``n_local``.
+    * ``lookup_interval``: while tokens come one at a time, blocks are looked up at the first of
+      them and at positions that are multiples of this; those between attend to the blocks chosen
+      last. 1: at every token, as in the paper; more makes writing after long texts faster.
     * ``question_weight``: the paper's β (section 3.2). None: 4 for Llama 3, else 1, as in the
       paper's experiments; a session's model decides.
     * ``mask``: ``exact`` attends to every key once; ``authors`` is the published code, in which
@@ -189,6 +192,7 @@ class MemoryConfig:
     topk: int = _DEFAULT_WINDOW["topk"]
     repr_topk: int = 4
     exc_block_size: int = _DEFAULT_WINDOW["exc_block_size"]
+    lookup_interval: int = 1
     question_weight: float | None = None
     mask: str = "exact"
 
@@ -203,6 +207,7 @@ class MemoryConfig:
             ("topk", 0),
             ("repr_topk", 1),
             ("exc_block_size", 1),
+            ("lookup_interval", 1),
         ):
             put(self, name, checks.integer(name, getattr(self, name), low))
         if self.exc_block_size > self.n_local:

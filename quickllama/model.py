@@ -192,6 +192,7 @@ class Model(_core.Model):
             topk=decided.topk,
             repr_topk=decided.repr_topk,
             exc_block_size=decided.exc_block_size,
+            lookup_interval=decided.lookup_interval,
             question_weight=1.0 if weight is None else weight,
             mask=decided.mask,
             query_span=query_span,

@@ -46,6 +46,7 @@ class Memory:
     topk: int = 8  # blocks looked up per layer and chunk
     repr_topk: int = 4  # tokens that represent a block, and the question
     exc_block_size: int = 512  # m, at most n_local
+    lookup_interval: int = 1  # not in the paper: of single tokens, every so manieth looks up
     question_weight: float = 1.0  # the paper's beta
     mask: str = "exact"  # or "authors"
 
@@ -193,6 +194,7 @@ class LayerMemory:
         self.vectors: Floats = np.zeros((0, heads, dim), np.float32)  # [B, H, D]
         self.init_end = 0  # tokens 0 .. init_end-1 are first tokens
         self.blocks_end = 0  # tokens init_end .. blocks_end-1 are in blocks; the rest is waiting
+        self.kept: Ints | None = None  # the blocks that a single token looked up last
         self.question: Floats | None = None  # [H, D]
         self.question_queries: Floats = np.zeros((heads, 0, dim), np.float32)  # [H, S, D]
         self.margin = float("inf")  # of the closest choice made so far
@@ -220,7 +222,7 @@ class LayerMemory:
 
         far_queries = self.rope.rotate_to(queries, self.memory.n_local - 1)  # [H, m, D]
         local = self.local_part(queries, first)
-        retrieved, block_scores = self.lookup(far_queries)
+        retrieved, block_scores = self.lookup(far_queries, first)
         global_parts = [
             *self.first_token_parts(queries, first),
             *self.far_parts(far_queries, first, retrieved),
@@ -291,15 +293,25 @@ class LayerMemory:
 
     # -- lookup
 
-    def lookup(self, far_queries: Floats) -> tuple[Ints, Floats]:
-        """Step 2: one choice for all heads. No 1/sqrt(D), no mean over heads."""
+    def lookup(self, far_queries: Floats, first: int) -> tuple[Ints, Floats]:
+        """Step 2: one choice for all heads. No 1/sqrt(D), no mean over heads.
+
+        With lookup_interval > 1 a chunk of one token looks up if no such chunk came just before it,
+        if its position is a multiple of the interval, if there are more blocks to choose than
+        were, or if the question has just become known; else the choice made last holds on.
+        """
         wanted = far_queries.mean(axis=1)  # [H, D]
         scores = np.einsum("hd,bhd->b", wanted, self.vectors)
         if self.question is not None:
             beta = np.float32(self.memory.question_weight)
             scores = scores + beta * np.einsum("hd,bhd->b", self.question, self.vectors)
+        single, count = far_queries.shape[1] == 1, min(self.memory.topk, len(scores))
+        holds = self.kept is not None and len(self.kept) == count
+        if single and first % self.memory.lookup_interval and holds:
+            return self.kept, scores
         chosen, margin = best(scores, self.memory.topk)
         self.margin = min(self.margin, margin)
+        self.kept = chosen if single else None
         return chosen, scores
 
     # -- what the chunk's end changes
@@ -330,6 +342,7 @@ class LayerMemory:
         if self.question is None and self.length >= end and self.waiting > self.memory.n_local:
             scores = self.local_scores[:, start:end]  # [H, S]
             self.question = self.mean_of_best(scores, self.question_queries)
+            self.kept = None
 
     def mean_of_best(self, scores: Floats, vectors: Floats) -> Floats:
         """Per query head the mean of the repr_topk of vectors [H, n, D] with the best scores."""
@@ -342,6 +355,7 @@ class LayerMemory:
 
     def forget_question(self) -> None:
         self.question = None
+        self.kept = None
         self.question_queries = self.question_queries[:, :0]
 
 

@@ -128,6 +128,8 @@ def test_logits_to_keep(keep: Any, kind: type[ql.Error], words: str) -> None:
     [
         ({"exc_block_size": 33}, ql.InvalidValue, r"exc_block_size \(33\).*n_local \(32\)"),
         ({"exc_block_size": 0}, ql.InvalidValue, "exc_block_size"),
+        ({"lookup_interval": -1}, ql.InvalidValue, "lookup_interval"),
+        ({"lookup_interval": 2.0}, ql.InvalidType, "lookup_interval"),
         ({"n_local": 0}, ql.InvalidValue, "n_local"),
         ({"n_local": 2**31 - 1}, ql.InvalidValue, "n_local"),
         ({"n_local": 2**31}, ql.InvalidValue, "n_local is 2147483648"),

@@ -257,6 +257,7 @@ def test_memory_defaults_are_window_1k() -> None:
     memory = MemoryConfig()
     assert memory == MemoryConfig.window("1k")
     assert (memory.mode, memory.n_init, memory.repr_topk, memory.mask) == ("qllm", 128, 4, "exact")
+    assert memory.lookup_interval == 1
 
 
 @pytest.mark.parametrize(
@@ -290,6 +291,8 @@ def test_question_weight_depends_on_the_model() -> None:
         ({"mask": "none"}, InvalidValue, "mask"),
         ({"exc_block_size": 513}, InvalidValue, "exc_block_size 513 must be at most n_local 512"),
         ({"n_local": 100}, InvalidValue, "exc_block_size"),
+        ({"lookup_interval": 0}, InvalidValue, "lookup_interval"),
+        ({"lookup_interval": 1.5}, InvalidType, "lookup_interval"),
         ({"repr_topk": 0}, InvalidValue, "repr_topk"),
         ({"repr_topk": 65}, InvalidValue, "repr_topk"),
         ({"n_init": -1}, InvalidValue, "n_init"),

@@ -45,6 +45,7 @@ SIZES: dict[str, Any] = {
 MEMORIES = {
     **{mode: ql.MemoryConfig(mode=mode, **SIZES) for mode in MODES},
     "qllm, authors' mask": ql.MemoryConfig(mode="qllm", mask="authors", **SIZES),
+    "qllm, few look-ups": ql.MemoryConfig(mode="qllm", lookup_interval=3, **SIZES),
 }
 
 Floats = NDArray[np.float32]

@@ -83,6 +83,7 @@ def memories(draw: st.DrawFn, mode: str) -> dict[str, Any]:
         "topk": draw(st.integers(0, 6)),
         "repr_topk": draw(st.integers(1, block_size)),
         "exc_block_size": draw(st.integers(1, n_local)),
+        "lookup_interval": draw(st.integers(1, 4)),
         "question_weight": draw(st.sampled_from([0.0, 0.5, 4.0])),
         "mask": draw(st.sampled_from(["exact", "authors"])),
     }
@@ -115,7 +116,7 @@ def timelines(draw: st.DrawFn, mode: str) -> Timeline:
     memory = draw(memories(mode))
     asks = mode == "qllm"
     span = draw(spans(30, memory["n_local"])) if asks and draw(st.booleans()) else None
-    lengths = [*draw(st.lists(st.integers(1, 40), min_size=1, max_size=4)), 1, 1, 1]
+    lengths = [*draw(st.lists(st.integers(1, 40), min_size=1, max_size=4)), 1, 1, 1, 1, 1]
     feeds = []
     for length in lengths:
         new = asks and draw(st.integers(0, 5)) == 0

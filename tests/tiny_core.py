@@ -30,6 +30,7 @@ MEMORY: dict[str, Any] = {
     "topk": 2,
     "repr_topk": 2,
     "exc_block_size": 16,
+    "lookup_interval": 1,
     "question_weight": 1.0,
     "mask": "exact",
     "kv_dtype": "float32",

@@ -6,7 +6,8 @@
 
 /* The keyword arguments of Session() in the order of its signature (borrowed); NULL: not given. */
 typedef struct session_options {
-    PyObject *mode, *n_init, *n_local, *block_size, *topk, *repr_topk, *exc_block_size;
+    PyObject *mode, *n_init, *n_local, *block_size, *topk, *repr_topk, *exc_block_size,
+        *lookup_interval;
     PyObject *question_weight, *mask, *kv_dtype, *query_span, *trace, *skim_heads;
 } session_options;
 

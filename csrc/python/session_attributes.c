@@ -110,6 +110,7 @@ PyMemberDef qlpy_session_members[] = {
     MEMBER(topk, T_INT, "Blocks retrieved per layer and chunk."),
     MEMBER(repr_topk, T_INT, "Tokens that represent a block, or the question; R."),
     MEMBER(exc_block_size, T_INT, "Most tokens of an execution chunk."),
+    MEMBER(lookup_interval, T_INT, "Of tokens that come one at a time, which look blocks up."),
     MEMBER(question_weight, T_FLOAT, "Weight of the question in the lookup, the paper's beta."),
     {NULL, 0, 0, 0, NULL},
 };

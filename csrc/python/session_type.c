@@ -90,18 +90,20 @@ static bool create(session_object *self, const session_options *given) {
 }
 
 static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"model",           "mode",       "n_init",    "n_local",
-                            "block_size",      "topk",       "repr_topk", "exc_block_size",
-                            "question_weight", "mask",       "kv_dtype",  "query_span",
-                            "trace",           "skim_heads", NULL};
+    static char *names[] = {
+        "model", "mode",      "n_init",         "n_local",         "block_size",
+        "topk",  "repr_topk", "exc_block_size", "lookup_interval", "question_weight",
+        "mask",  "kv_dtype",  "query_span",     "trace",           "skim_heads",
+        NULL};
     PyObject *model = NULL;
     session_options given = {0};
     module_state *state = PyType_GetModuleState(type);
-    if (!state || !PyArg_ParseTupleAndKeywords(
-                      args, kwargs, "O|$OOOOOOOOOOOOO:Session", names, &model, &given.mode,
-                      &given.n_init, &given.n_local, &given.block_size, &given.topk,
-                      &given.repr_topk, &given.exc_block_size, &given.question_weight, &given.mask,
-                      &given.kv_dtype, &given.query_span, &given.trace, &given.skim_heads)) {
+    if (!state ||
+        !PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O|$OOOOOOOOOOOOOO:Session", names, &model, &given.mode, &given.n_init,
+            &given.n_local, &given.block_size, &given.topk, &given.repr_topk, &given.exc_block_size,
+            &given.lookup_interval, &given.question_weight, &given.mask, &given.kv_dtype,
+            &given.query_span, &given.trace, &given.skim_heads)) {
         return NULL;
     }
     PyObject *const *options = (PyObject *const *)&given;
@@ -359,7 +361,7 @@ static PyObject *session_question_vector(PyObject *object, PyObject *layer) {
 
 static const char session_doc[] =
     "Session(model, *, mode, n_init, n_local, block_size, topk, repr_topk, exc_block_size,\n"
-    "        question_weight, mask, kv_dtype, query_span=None, trace=False,\n"
+    "        lookup_interval, question_weight, mask, kv_dtype, query_span=None, trace=False,\n"
     "        skim_heads=None)\n"
     "--\n\n"
     "One timeline of tokens over a model: what was read, as the memory of the chosen mode\n"
@@ -367,6 +369,7 @@ static const char session_doc[] =
     "mode: 'full' (plain causal), 'stream' (StreamingLLM), 'infinite' (LM-Infinite),\n"
     "    'infllm' (InfLLM) or 'qllm' (Q-LLM, arXiv 2406.07528).\n"
     "n_init, n_local, block_size, exc_block_size, repr_topk: tokens; topk: blocks.\n"
+    "lookup_interval: tokens; of those that come one at a time, each so manieth looks blocks up.\n"
     "question_weight: the paper's beta. mask: 'exact' or 'authors'.\n"
     "kv_dtype: 'float32' or 'bfloat16'.\n"
     "query_span: (start, end) of the question, counted from the session's first token.\n"

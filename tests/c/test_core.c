@@ -117,6 +117,44 @@ static void an_interrupted_chunk_never_was(void) {
     ql_model_free(model);
 }
 
+/* One token at a time to token `to`, all logits. */
+static void feed_singly(ql_session *s, int from, int to, float *logits) {
+    for (int at = from; at < to; at++) feed(s, at, at + 1, logits);
+}
+
+static void an_interrupted_look_up_never_was(void) {
+    ql_error err = {0};
+    ql_model *model = model_with(2);
+    static float expected[N * VOCAB], got[N * VOCAB], each[N * VOCAB];
+    ql_memory_config memory = memory_of(QL_INFLLM);
+    for (memory.lookup_interval = 0; memory.lookup_interval <= 7; memory.lookup_interval += 7) {
+        ql_session *whole = ql_session_new(model, &memory, &err);
+        feed(whole, 0, 72, expected);
+        feed_singly(whole, 72, 90, expected);
+        for (int polls = 1; polls < 4; polls++) {
+            ql_session *s = ql_session_new(model, &memory, &err);
+            feed(s, 0, 72, got);
+            feed_singly(s, 72, 75, got);
+            int left = polls; /* stops when some layers have looked up for a longer chunk */
+            ql_feed options = {.poll = stop_after, .poll_context = &left};
+            CHECK_EQUAL(ql_session_feed(s, ids + 100, 12, &options, NULL, &err), QL_CANCELLED);
+            CHECK_EQUAL(ql_session_length(s), 75);
+            ql_session *fork = ql_session_fork(s, false, &err);
+            feed_singly(s, 75, 90, got);
+            CHECK_SAME_BITS(got, expected, 90 * VOCAB * sizeof *got);
+            feed_singly(fork, 75, 90, got);
+            CHECK_SAME_BITS(got, expected, 90 * VOCAB * sizeof *got);
+            ql_session_free(fork);
+            ql_session_free(s);
+        }
+        ql_session_free(whole);
+        if (!memory.lookup_interval) memcpy(each, expected, sizeof each);
+    }
+    CHECK_SAME_BITS(each, expected, 73 * VOCAB * sizeof *each);
+    CHECK(memcmp(each + 73 * VOCAB, expected + 73 * VOCAB, 17 * VOCAB * sizeof *each) != 0);
+    ql_model_free(model);
+}
+
 static void reset_is_a_new_session(void) {
     ql_error err = {0};
     ql_model *model = model_with(2);
@@ -366,6 +404,7 @@ int main(void) {
     RUN(threads_and_splits_change_no_bit);
     RUN(forks_go_on_by_themselves);
     RUN(an_interrupted_chunk_never_was);
+    RUN(an_interrupted_look_up_never_was);
     RUN(reset_is_a_new_session);
     RUN(the_question_and_the_lookup_matter);
     RUN(a_model_serves_many_threads);
