@@ -163,12 +163,7 @@ def checked_question(question: object) -> str:
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids int64 [n] of a text and their characters int64 [n, 2]; nothing in it is special.
-
-    Raises InvalidValue if there is nothing in it.
-    """
-    if not text.strip():
-        raise InvalidValue("the text is empty; there is nothing to read")
+    """Token ids int64 [n] of a text and their characters int64 [n, 2]; nothing in it is special."""
     ids, offsets = tokenizer.encode_with_offsets(
         text, add_special_tokens=False, parse_special=False
     )

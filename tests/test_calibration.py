@@ -14,8 +14,8 @@ from tiny_folder import write_folder
 import quickllama as ql
 from quickllama.cli import main
 from quickllama.documents import calibration
-from quickllama.documents.asking import features_of
 from quickllama.documents.calibration import Trial, best_heads, fit_rule, found_rule, mean_log_ranks
+from quickllama.documents.confidence import features_of, question_likelihood
 from quickllama.documents.facts import filler, make_facts, ordinary_texts, text_with_facts
 from quickllama.documents.retrieval import Grid, Ranking
 
@@ -60,7 +60,12 @@ def test_ordinary_texts_are_different_parts(monkeypatch: pytest.MonkeyPatch) -> 
 def ranking(by_head: np.ndarray) -> Ranking:
     """A ranking of made-up z-scores [heads, n]."""
     heads = tuple((0, head) for head in range(len(by_head)))
-    return Ranking(Grid(0, 8 * by_head.shape[1], 0, 8), by_head.mean(0), by_head, heads)
+    return Ranking(Grid(0, 8 * by_head.shape[1], 0, 8), by_head.astype(np.float32), heads)
+
+
+def trial(by_head: np.ndarray, answer: tuple[int, ...]) -> Trial:
+    """A question about a text of one sentence a piece."""
+    return Trial("Which?", ranking(by_head), answer, ["Some words."] * by_head.shape[1])
 
 
 def test_the_best_heads_are_those_that_rank_the_answer_first() -> None:
@@ -70,14 +75,15 @@ def test_the_best_heads_are_those_that_rank_the_answer_first() -> None:
         scores = rng.standard_normal((6, 40))
         scores[4, answer] = 9  # first
         scores[2, answer] = np.sort(scores[2])[-2] + 1e-6  # second
-        trials.append(Trial(ranking(scores), (answer, answer + 1)))
-    trials.append(Trial(ranking(rng.standard_normal((6, 40))), ()))
+        trials.append(trial(scores, (answer, answer + 1)))
+    trials.append(trial(rng.standard_normal((6, 40)), ()))
     ranks = mean_log_ranks(trials)
     assert ranks[4] == 0 and 0 < ranks[2] <= 1
     assert best_heads(trials, 2) == ((0, 4), (0, 2))
     heads = tuple((head // 2, head % 2) for head in range(6))
     layered = [
-        Trial(dataclasses.replace(trial.ranking, heads=heads), trial.answer) for trial in trials
+        dataclasses.replace(one, ranking=dataclasses.replace(one.ranking, heads=heads))
+        for one in trials
     ]
     assert best_heads(layered, 2) == ((2, 0), (1, 0))
     assert best_heads(layered, 2, layers=2) == ((1, 0), best_heads(layered, 3, layers=2)[1])
@@ -85,15 +91,34 @@ def test_the_best_heads_are_those_that_rank_the_answer_first() -> None:
 
 
 def test_the_features_tell_what_stands_out() -> None:
-    scores = np.zeros((4, 50))
-    scores[:3, 20] = 6
-    scores[3, 40] = 2
-    best, gap, agreement, size = features_of(ranking(scores))
-    assert (best, gap, agreement) == (4.5, 4.5, 0.75) and size == pytest.approx(np.log(50))
-    assert features_of(ranking(np.zeros((2, 1)))) == (0, 0, 1, 0)
+    raw = np.tile(np.tile([1.0, -1.0], 25), (4, 1))  # standard scores are all 1 and -1
+    raw[:, 20] = raw[:, 21] = raw[:, 40] = 7
+    raw[:, 20] += 1
+    found = ranking(raw)
+    margin, strength, likelihood = features_of(found, -1.5)
+    assert margin == pytest.approx(found.scores[20] - found.scores[40])  # 21 is its neighbour
+    assert (strength, likelihood) == (8, -1.5)
+    assert features_of(ranking(np.zeros((2, 1))), 0) == (0, 0, 0)
+    assert found.standing_out() == [20, 21, 40]
+    raw[:, [1, 3, 5]] = 7
+    assert ranking(raw).standing_out() == [20, 1, 3, 5]
+    assert ranking(raw).by([(0, 2)]).heads == ((0, 2),)
+    np.testing.assert_array_equal(ranking(raw).by([(0, 2)]).by_head[0], ranking(raw).by_head[2])
 
 
-def test_the_rule_parts_what_was_found_from_what_was_not() -> None:
+def test_a_question_is_likelier_after_its_words(smollm2_path: Path) -> None:
+    model = ql.Model.from_pretrained(smollm2_path)
+    question = "Who built the lighthouse of Arnvik?"
+    near, far = (
+        question_likelihood(model, passage, question)
+        for passage in ("The lighthouse of Arnvik was built by Ole.", "Cats sleep a lot.")
+    )
+    assert far + 0.5 < near < 0
+    ids = model.tokenizer.encode("never seen", add_special_tokens=False)
+    assert question_likelihood(model, " \n ", model.tokenizer.decode(ids)) < near
+
+
+def test_the_rule_parts_what_was_found_from_what_was_not(model: ql.Model) -> None:
     rng = np.random.default_rng(6)
     trials = []
     for number in range(120):
@@ -101,10 +126,11 @@ def test_the_rule_parts_what_was_found_from_what_was_not() -> None:
         answer = (int(rng.integers(64)),) if number % 2 else ()
         if answer:
             scores[:, answer[0]] += 4
-        trials.append(Trial(ranking(scores), answer))
+        trials.append(trial(scores, answer))
     heads = trials[0].ranking.heads
-    rule = found_rule(trials, heads)
-    confident = [rule.confidence(features_of(trial.ranking)) for trial in trials]
+    rule = found_rule(model, trials, heads)
+    likelihood = question_likelihood(model, "Some words.", "Which?")
+    confident = [rule.confidence(features_of(one.ranking, likelihood)) for one in trials]
     found = [confidence >= rule.threshold for confidence in confident]
     assert np.mean(found[1::2]) > 0.95 and np.mean(found[::2]) < 0.15
     nothing = fit_rule(rng.standard_normal((100, 2)), np.arange(100) % 2)

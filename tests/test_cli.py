@@ -32,7 +32,6 @@ from quickllama.prompt import (
     ChatFrame,
     PromptForm,
     checked_question,
-    text_tokens,
 )
 
 WINDOW = ["--n-init", "8", "--n-local", "64", "--block-size", "16"]
@@ -439,9 +438,7 @@ def test_templates_that_lose_or_double_the_words(template: str, tmp_path: Path) 
         ChatFrame.of(ql.Tokenizer.from_folder(tmp_path))
 
 
-def test_nothing_to_read_or_to_ask(tokenizer: Any) -> None:
-    with pytest.raises(ql.InvalidValue, match="text is empty"):
-        text_tokens(tokenizer, " \n")
+def test_a_question_is_a_string() -> None:
     with pytest.raises(ql.InvalidType, match="string"):
         checked_question(3)
 

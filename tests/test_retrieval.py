@@ -124,7 +124,7 @@ def test_a_fingerprint_survives_rounding_and_tells_models_apart(
 
 def test_heads_are_kept_and_found_again(model: ql.Model) -> None:
     assert model.retrieval_heads is None and load_heads(model) is None
-    rule = FoundRule((1.0, 2.0, 3.0, 4.0), -1.0, 0.5)
+    rule = FoundRule((1.0, 2.0, 3.0), -1.0, 0.5)
     heads = ql.RetrievalHeads(model.fingerprint, ((1, 3), (0, 2)), "a test", rule)
     path = save_heads(heads)
     assert path.parent == cache_folder() and load_heads(model) == heads
@@ -133,9 +133,10 @@ def test_heads_are_kept_and_found_again(model: ql.Model) -> None:
     path.write_text("{")
     with pytest.warns(UserWarning, match="delete it"):
         assert load_heads(model) is None
-    path.write_text(json.dumps({"format": 1, "heads": [[1]]}))
-    with pytest.warns(UserWarning, match="no retrieval heads"):
-        assert load_heads(model) is None
+    for version, why in ((1, "format 1"), (2, "no retrieval heads")):
+        path.write_text(json.dumps({"format": version, "heads": [[1]]}))
+        with pytest.warns(UserWarning, match=why):
+            assert load_heads(model) is None
 
 
 def test_heads_of_another_model(model: ql.Model) -> None:
@@ -165,7 +166,7 @@ def test_without_heads_all_are_asked_and_the_answer_says_so(model: ql.Model) -> 
     assert "no retrieval heads are known" in answer.notes[0] and answer.confidence is None
     short = model.read("Some words. ", memory=MEMORY)
     model.retrieval_heads = ql.RetrievalHeads(
-        model.fingerprint, ((0, 1),), "a test", FoundRule((0.0,) * 4, -9.0, 0.5)
+        model.fingerprint, ((0, 1),), "a test", FoundRule((0.0,) * 3, -9.0, 0.5)
     )
     answer = document.ask("Which words?", max_new_tokens=2)
     assert not answer.found and answer.text == "Not found in the document."

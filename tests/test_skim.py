@@ -25,8 +25,8 @@ MEMORY = ql.MemoryConfig(mode="stream", n_init=8, n_local=48, block_size=16, exc
 BLOCKS = dataclasses.replace(MEMORY, mode="infllm", topk=0)
 TEXT = "Zwölf Boxkämpfer jagen Viktor 😀 quer über den großen Sylter Deich. Ende <|end|> nie. " * 12
 EVERY_HEAD = tuple((layer, head) for layer in range(2) for head in range(4))
-SURE = FoundRule((0.0, 0.0, 0.0, 0.0), 9.0, 0.5)
-NEVER = FoundRule((0.0, 0.0, 0.0, 0.0), -9.0, 0.5)
+SURE = FoundRule((0.0, 0.0, 0.0), 9.0, 0.5)
+NEVER = FoundRule((0.0, 0.0, 0.0), -9.0, 0.5)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, widen
+from quickllama.documents.confidence import FEWEST_PIECES, features_of, question_likelihood
 from quickllama.documents.passages import retrieved_passages
 from quickllama.documents.retrieval import Grid, Ranking, all_heads, centred_queries, rank_pieces
 from quickllama.errors import InvalidType, InvalidValue
@@ -34,13 +35,10 @@ if TYPE_CHECKING:
     from quickllama.documents.head_store import SkimHeads
     from quickllama.model import Model
 
-__all__ = ["USES", "Asking", "Snapshot", "answer_question", "features_of", "rank_for"]
+__all__ = ["USES", "Asking", "Snapshot", "answer_question", "rank_for"]
 
-USES = {"reread": (2, 0), "reposition": (2, 0), "memory": (16, 0)}
-"""Ways to use a ranking: default blocks and neighbours of each."""
-
-FEWEST_PIECES = 16
-"""In a shorter text nothing can stand out far enough to tell whether it holds an answer."""
+USES = {"reread": None, "reposition": None, "memory": 16}
+"""Ways to use a ranking, and how many of the best pieces each takes; None: those that stand out."""
 
 _OPTIONS = ("stream", "retrieval", "use", "passages", "neighbours", "always_answer")
 
@@ -52,7 +50,7 @@ class Asking:
     question: str
     retrieval: str  # heads; paper: the memory's own lookups, whatever they are
     use: str
-    passages: int
+    passages: int | None  # None: those that stand out
     neighbours: int
     always_answer: bool
     write: Callable[[str], object] | None
@@ -98,13 +96,12 @@ class Asking:
                 "memory's topk says how many blocks each layer looks up"
             )
         use = "reread" if use is None else checks.choice("use", use, tuple(USES))
-        count, around = USES[use]
         return cls(
             question,
             retrieval,
             use,
-            count if passages is None else checks.integer("passages", passages, 0),
-            around if neighbours is None else checks.integer("neighbours", neighbours, 0),
+            USES[use] if passages is None else checks.integer("passages", passages, 0),
+            0 if neighbours is None else checks.integer("neighbours", neighbours, 0),
             always_answer,
             _writer(stream),
             options_from(options, _OPTIONS),
@@ -203,18 +200,6 @@ def rank_for(
     return rank_pieces(session, heads, centred_queries(session, heads, queries), snapshot.grid)
 
 
-def features_of(ranking: Ranking) -> tuple[float, ...]:
-    """What :class:`FoundRule` weighs: the best piece's score, how far the eighth best lies below it
-    (several pieces may hold what is asked for), the share of heads whose own best piece is that one
-    or its neighbour, and the logarithm of the number of pieces."""
-    scores = ranking.scores
-    best = int(scores.argmax())
-    eighth = np.sort(scores)[-min(8, len(scores))]
-    own = np.abs(ranking.by_head.argmax(axis=1) - best) <= 1
-    depth = float(scores[best] - eighth)
-    return float(scores[best]), depth, float(own.mean()), float(np.log(len(scores)))
-
-
 def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     """Answer by retrieval heads, or by the memory's own lookups."""
     started = time.perf_counter()
@@ -229,7 +214,9 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     evidence = evidence_of(snapshot, ranking, asking)
     confidence = None
     if rule is not None and len(ranking.scores) >= FEWEST_PIECES:
-        confidence = rule.confidence(features_of(ranking))
+        best = passage_of(snapshot, ranking, ranking.best(1))
+        likelihood = question_likelihood(model, snapshot.text[slice(*best)], asking.question)
+        confidence = rule.confidence(features_of(ranking, likelihood))
     if rule is not None and confidence is not None and confidence < rule.threshold:
         notes.append(
             f"no passage stands out (confidence {confidence:.2f}, {rule.threshold:.2f} needed)"
@@ -273,9 +260,14 @@ def _heads_of(model: Model, snapshot: Snapshot) -> tuple[Any, list[str], Any]:
 # The ranking as passages --------------------------------------------------------------------------
 
 
+def _chosen(ranking: Ranking, asking: Asking) -> list[int]:
+    """The pieces to answer from, best first."""
+    return ranking.standing_out() if asking.passages is None else ranking.best(asking.passages)
+
+
 def _groups(ranking: Ranking, asking: Asking) -> list[list[int]]:
     """Runs of pieces: the best ones with their neighbours, best run first."""
-    chosen = ranking.best(asking.passages)
+    chosen = _chosen(ranking, asking)
     around = asking.neighbours
     spans = merge(
         ((max(p - around, 0), min(p + around + 1, len(ranking.scores))) for p in chosen), gap=0
@@ -285,21 +277,25 @@ def _groups(ranking: Ranking, asking: Asking) -> list[list[int]]:
     return sorted(runs, key=lambda run: min(place.get(piece, len(place)) for piece in run))
 
 
+def passage_of(snapshot: Snapshot, ranking: Ranking, run: list[int]) -> Span:
+    """The characters of adjacent pieces, grown to whole sentences."""
+    bounds = ranking.grid.bounds
+    inside = snapshot.characters(int(bounds[run[0], 0]), int(bounds[run[-1], 1]))
+    return widen(snapshot.text, *inside)
+
+
 def evidence_of(snapshot: Snapshot, ranking: Ranking, asking: Asking) -> list[Passage]:
     """The best passages as text, grown to whole sentences, adjacent ones merged, best first."""
-    bounds = ranking.grid.bounds
     found: dict[Span, list[int]] = {}
     for run in _groups(ranking, asking):
-        span = widen(
-            snapshot.text, *snapshot.characters(int(bounds[run[0], 0]), int(bounds[run[-1], 1]))
-        )
+        span = passage_of(snapshot, ranking, run)
         if span[1] > span[0]:
             found.setdefault(span, []).extend(run)
     passages = []
     for start, end in merge(found):
         run = [p for span, run in found.items() if start <= span[0] < end for p in run]
         score = float(ranking.scores[run].max())
-        layers = ranking.layers(run, max(asking.passages, 1))
+        layers = ranking.layers(run, len(_chosen(ranking, asking)))
         passages.append(Passage(start, end, snapshot.text[start:end], score, layers))
     return sorted(passages, key=lambda passage: (-passage.score, passage.start))
 
@@ -318,7 +314,7 @@ def _reread(model: Model, snapshot: Snapshot, asking: Asking, evidence: list[Pas
     words = "\n\n".join(passage.text for passage in reversed(evidence))
     prefix, _ = form.prefix(model.tokenizer, asking.question)
     suffix, _ = form.suffix(model.tokenizer, asking.question)
-    inside = text_tokens(model.tokenizer, words)[0] if words else suffix[:0]
+    inside, _ = text_tokens(model.tokenizer, words)
     ids = np.concatenate([prefix, inside, suffix])
     memory = MemoryConfig(mode="full")
     session = model.session(memory)
@@ -335,7 +331,7 @@ def _reposition(
     """Put the passages' keys and values directly before the question, after the first tokens."""
     bounds = ranking.grid.bounds
     spans = [(0, min(max(snapshot.text_start, snapshot.memory.n_init), snapshot.grid.end))]
-    if not asking.passages:
+    if asking.passages == 0:
         spans = [(0, snapshot.text_start)]
     spans += [(int(bounds[run[0], 0]), int(bounds[run[-1], 1])) for run in _groups(ranking, asking)]
     excerpt = session.excerpt(np.array(merge(spans, gap=0), dtype=np.int64))

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama import checks
-from quickllama.documents.asking import features_of, rank_for
+from quickllama.documents.answer import widen
+from quickllama.documents.asking import rank_for
+from quickllama.documents.confidence import features_of, question_likelihood
 from quickllama.documents.facts import Fact, make_facts, ordinary_texts, text_with_facts
 from quickllama.documents.head_store import FoundRule, RetrievalHeads, SkimHeads, save_heads
 from quickllama.documents.retrieval import Head, Ranking, all_heads
@@ -37,15 +39,17 @@ CHARACTERS = 16_000  # about 4,000 tokens
 FACTS = 6  # in each text, and as many of other families that are asked for and not there
 MOST_FALSE = 0.1  # of the questions without an answer may be taken to have one, unless then
 LEAST_FOUND = 0.9  # of those with an answer would not be found
-_SHARES = (0.25, 0.5, 1.0)  # of a text, to learn what its length does to the features
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One question: the ranking by all heads; the pieces that hold the answer (none: not there)."""
+    """One question: the ranking of a text by all heads; the pieces that hold the answer (none: not
+    there); every piece's passage."""
 
+    question: str
     ranking: Ranking
     answer: tuple[int, ...]
+    passages: Sequence[str]
 
 
 def calibrate(
@@ -60,8 +64,8 @@ def calibrate(
     heads = best_heads(trials)
     early = best_heads(trials, layers=max(model.n_layers // SKIM_SHARE, 1))
     source = f"calibrated on {len(trials)} questions, seed {seed}"
-    skim = SkimHeads(early, found_rule(trials, early))
-    found = RetrievalHeads(model.fingerprint, heads, source, found_rule(trials, heads), skim)
+    skim = SkimHeads(early, found_rule(model, trials, early))
+    found = RetrievalHeads(model.fingerprint, heads, source, found_rule(model, trials, heads), skim)
     save_heads(found)
     model.retrieval_heads = found
     return found
@@ -85,6 +89,7 @@ def collect(
             document = model.read(made.text)
             snapshot = document.snapshot()
             starts = [snapshot.characters(*bound) for bound in snapshot.grid.bounds.tolist()]
+            passages = [made.text[slice(*widen(made.text, *span))] for span in starts]
             asked: list[tuple[Fact, tuple[int, ...]]] = [
                 (fact, tuple(i for i, (a, b) in enumerate(starts) if a < place[1] and b > place[0]))
                 for fact, place in zip(made.facts, made.places, strict=True)
@@ -94,7 +99,7 @@ def collect(
                 for question in (fact.question, fact.paraphrase):
                     suffix, span = snapshot.form.suffix(model.tokenizer, question)
                     ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, heads)
-                    yield Trial(ranking, pieces)
+                    yield Trial(question, ranking, pieces, passages)
             if show is not None:
                 show(done + 1, len(given))
 
@@ -131,31 +136,15 @@ def best_heads(
     return tuple([head for head in ordered if layers is None or head[0] < layers][:count])
 
 
-def found_rule(trials: Sequence[Trial], heads: Sequence[Head]) -> FoundRule:
-    """A logistic regression on the features, and the threshold: at least 90 % of the questions
-    with an answer are found, and, if that allows, at most 10 % of those without one."""
+def found_rule(model: Model, trials: Sequence[Trial], heads: Sequence[Head]) -> FoundRule:
+    """A logistic regression on :func:`features_of`, and the threshold: at least 90 % of the
+    questions with an answer are found, and, if that allows, at most 10 % of those without one."""
     rows: list[tuple[float, ...]] = []
-    labels: list[float] = []
     for trial in trials:
-        for share in _SHARES:
-            part = _part(trial, heads, share)
-            rows.append(features_of(part))
-            labels.append(float(bool(trial.answer)))
-    return fit_rule(np.array(rows), np.array(labels))
-
-
-def _part(trial: Trial, heads: Sequence[Head], share: float) -> Ranking:
-    """The ranking by ``heads`` alone of a part of the text, with the answer if there is one."""
-    ranking = trial.ranking
-    chosen = [ranking.heads.index(head) for head in heads]
-    n = ranking.by_head.shape[1]
-    size = max(int(n * share), 1)
-    middle = trial.answer[0] if trial.answer else n // 2
-    start = min(max(middle - size // 2, 0), n - size)
-    scores = ranking.by_head[chosen, start : start + size]
-    spread = np.maximum(scores.std(axis=1, keepdims=True), 1e-9)
-    own = (scores - scores.mean(axis=1, keepdims=True)) / spread
-    return Ranking(ranking.grid, own.mean(axis=0), own, tuple(heads))
+        ranking = trial.ranking.by(heads)
+        passage = trial.passages[ranking.best(1)[0]]
+        rows.append(features_of(ranking, question_likelihood(model, passage, trial.question)))
+    return fit_rule(np.array(rows), np.array([float(bool(trial.answer)) for trial in trials]))
 
 
 def fit_rule(features: NDArray[np.float64], labels: NDArray[np.float64]) -> FoundRule:

@@ -145,8 +145,9 @@ class Document:
           ordinary text, with the question before and after them; ``"reposition"``: their keys and
           values are put directly before the question; ``"memory"``: they are the blocks that every
           layer attends to.
-        * ``passages``: how many blocks; ``neighbours``: blocks at each side of them. None: 2 and 0
-          (more confuse a small model), in the memory 16 and 0.
+        * ``passages``: how many blocks; None: the best one, and up to three more that come close to
+          it (others confuse a small model); in the memory 16. ``neighbours``: blocks at each side
+          of them; None: 0.
         * ``always_answer``: answer even if nothing in the text stands out; otherwise the answer is
           then "Not found in the document.".
         * ``options``: ``max_new_tokens`` and the other fields of :class:`GenerationConfig`.

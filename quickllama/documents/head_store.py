@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quickllama.documents.confidence import FEATURES
 from quickllama.errors import FileProblem, InvalidValue
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "save_heads",
 ]
 
+_FORMAT = 2
 _SHIPPED = Path(__file__).parent / "heads"
 _EMBEDDING = "model.embed_tokens.weight"
 _BITS = 256
@@ -95,7 +97,8 @@ def embedding_signs(data: Any, dtype: str, shape: tuple[int, ...]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FoundRule:
-    """Tells whether a document answers a question, from how the best passage stands out.
+    """Tells whether a document answers a question, from the features of
+    :mod:`quickllama.documents.confidence`.
 
     confidence = 1 / (1 + exp(−(bias + Σ weight · feature))); found from ``threshold`` on.
     """
@@ -138,14 +141,17 @@ class RetrievalHeads:
 
     def to_dict(self) -> dict[str, Any]:
         """As the files hold it."""
-        return {"format": 1, **dataclasses.asdict(self)}
+        return {"format": _FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, value: Any, name: str = "this value") -> RetrievalHeads:
         """From what a file holds. Raises FileProblem for anything else, naming ``name``."""
         try:
-            if value["format"] != 1:
-                raise FileProblem(f"{name} has format {value['format']!r}; this version knows 1")
+            if value["format"] != _FORMAT:
+                raise FileProblem(
+                    f"{name} has format {value['format']!r}, and this version knows {_FORMAT}; "
+                    "delete it, and calibrate the model again"
+                )
             skim = value.get("skim")
             return cls(
                 Fingerprint(str(value["fingerprint"]["sizes"]), str(value["fingerprint"]["signs"])),
@@ -175,6 +181,8 @@ def _rule(value: Mapping[str, Any] | None) -> FoundRule | None:
     if value is None:
         return None
     weights = tuple(float(weight) for weight in value["weights"])
+    if len(weights) != len(FEATURES):
+        raise ValueError(f"{len(weights)} weights")
     return FoundRule(weights, float(value["bias"]), float(value["threshold"]))
 
 

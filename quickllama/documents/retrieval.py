@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from quickllama._core import Session
 
 __all__ = ["Grid", "Ranking", "all_heads", "centred_queries", "rank_pieces", "standard_scores"]
+
+MOST_STANDING_OUT = 4
+CLOSE = 0.8  # of the best score; chosen on facts that calibration makes up (docs/retrieval.md)
 
 Floats = NDArray[np.float32]
 Head = tuple[int, int]
@@ -66,18 +70,39 @@ class Grid:
 class Ranking:
     """Pieces of a document, scored for one question.
 
-    ``scores`` float64 [n]; ``by_head`` float64 [heads, n], their z-scores; ``heads`` (layer, head)
-    of each.
+    ``raw`` float32 [heads, n]: s_h; ``heads``: (layer, head) of each row.
     """
 
     grid: Grid
-    scores: NDArray[np.float64]
-    by_head: NDArray[np.float64]
+    raw: Floats
     heads: tuple[Head, ...]
+
+    @cached_property
+    def by_head(self) -> NDArray[np.float64]:
+        """z_h: float64 [heads, n]."""
+        return standard_scores(self.raw)
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """The score of each piece: float64 [n]."""
+        return np.asarray(self.by_head.mean(axis=0))
+
+    def by(self, heads: Sequence[Head]) -> Ranking:
+        """The ranking by some of the heads alone."""
+        return Ranking(
+            self.grid, self.raw[[self.heads.index(head) for head in heads]], tuple(heads)
+        )
 
     def best(self, count: int) -> list[int]:
         """The ``count`` best pieces, best first; ties: the earlier one."""
         return [int(piece) for piece in np.argsort(-self.scores, kind="stable")[:count]]
+
+    def standing_out(self) -> list[int]:
+        """The best piece and those, up to :data:`MOST_STANDING_OUT`, that come close to it, as for
+        a question about two things; best first."""
+        best = self.best(MOST_STANDING_OUT)
+        least = CLOSE * self.scores[best[0]]
+        return [best[0], *(piece for piece in best[1:] if self.scores[piece] >= least)]
 
     def layers(self, pieces: Sequence[int], count: int) -> tuple[int, ...]:
         """The layers of heads that have one of ``pieces`` among their own ``count`` best."""
@@ -126,5 +151,4 @@ def rank_pieces(session: Session, heads: Sequence[Head], queries: Floats, grid: 
     parts = [session.rank(heads, queries, grid.begin, first, grid.size)]
     if first < grid.end:
         parts.append(session.rank(heads, queries, first, grid.end, grid.size))
-    by_head = standard_scores(np.concatenate(parts, axis=1))
-    return Ranking(grid, by_head.mean(axis=0), by_head, tuple(heads))
+    return Ranking(grid, np.concatenate(parts, axis=1), tuple(heads))
