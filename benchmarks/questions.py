@@ -5,7 +5,7 @@
     python benchmarks/questions.py --report questions.json
 
 Every text of every length is read once in each way (``--readings``), then asked everything. Results
-are written after each of them, so that an interrupted evaluation goes on where it stopped.
+are kept as they come, so that an interrupted evaluation goes on with the reading where it stopped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", default="bfloat16")
     add("--threads", type=int)
     add("--json", type=Path, help="where results are kept")
-    add("--report", type=Path, help="print the tables of this file and do nothing else")
+    add("--report", type=Path, nargs="+", help="print the tables of these files, nothing else")
     options = parser.parse_args(arguments)
     if options.report is None and (options.texts is None or options.json is None):
         parser.error("give --texts and --json, or --report")
@@ -57,9 +57,9 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     """Every text at every length, short ones first; the facts of a text change with its length."""
     facts = load_facts()
     for tokens in sorted(options.lengths):
-        for number, name in enumerate(options.names):
+        for name in options.names:
             source = (options.texts / f"{name}.txt").read_text("utf-8")
-            seed = 1000 * options.seed + 100 * number + tokens
+            seed = [options.seed, tokens, *name.encode()]
             yield make_case(name, source, tokens, 3.6, facts, options.facts, seed)
 
 
@@ -88,41 +88,56 @@ def result(question: Question, found: Found) -> dict[str, Any]:
     }
 
 
-def run_case(model: ql.Model, case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All results of a case, one reading after the other."""
-    for reading_name in options.readings:
-        reading = READINGS[reading_name](model, case.text)
-        base = {"text": case.name, "length": case.tokens, "tokens": reading.tokens}
-        base |= {"reading": reading_name, "reading_seconds": reading.seconds}
-        for system_name, system in reading.systems.items():
-            if options.systems and system_name not in options.systems:
-                continue
-            for question in case.questions:
-                wanted = not options.kinds or question.kind in options.kinds
-                unanswerable = not question.places and system_name != "heads"
-                if wanted and not unanswerable:
-                    row = result(question, system.ask(question))
-                    yield base | {"system": system_name} | row
+def run(
+    model: ql.Model, case: Case, reading_name: str, options: argparse.Namespace
+) -> Iterator[list[dict[str, Any]]]:
+    """The results of a case that is read in one way, one system after the other."""
+    reading = READINGS[reading_name](model, case.text)
+    base = {"text": case.name, "length": case.tokens, "tokens": reading.tokens}
+    base |= {"reading": reading_name, "reading_seconds": reading.seconds}
+    for system_name, system in reading.systems.items():
+        if options.systems and system_name not in options.systems:
+            continue
+        rows = []
+        for question in case.questions:
+            wanted = not options.kinds or question.kind in options.kinds
+            unanswerable = not question.places and system_name != "heads"
+            if wanted and not unanswerable:
+                row = result(question, system.ask(question))
+                rows.append(base | {"system": system_name} | row)
+        yield rows
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate, or report."""
     options = parse(arguments)
     if options.report is not None:
-        print_summary(json.loads(options.report.read_text("utf-8"))["results"])
+        files = [json.loads(path.read_text("utf-8")) for path in options.report]
+        print_summary([row for file in files for row in file["results"]])
         return
-    kept: dict[str, Any] = {"machine": machine.describe(), "results": []}
+    kept: dict[str, Any] = {"machine": machine.describe(), "done": [], "results": []}
     if options.json.exists():
         kept = json.loads(options.json.read_text("utf-8"))
-    done = {(row["text"], row["length"]) for row in kept["results"]}
+        whole = [tuple(key) for key in kept["done"]]  # what was interrupted is done again
+        kept["results"] = [row for row in kept["results"] if key_of(row) in whole]
     model = ql.Model.from_pretrained(options.model, dtype=options.dtype, n_threads=options.threads)
     kept["heads"] = None if model.retrieval_heads is None else model.retrieval_heads.to_dict()
-    kept["options"] = {k: str(v) for k, v in vars(options).items()}
-    todo = [case for case in cases(options) if (case.name, case.tokens) not in done]
-    for case in tqdm(todo, unit="case"):
-        kept["results"] += list(run_case(model, case, options))
+    kept["options"] = {name: str(value) for name, value in vars(options).items()}
+    todo = [(case, reading) for case in cases(options) for reading in options.readings]
+    for case, reading in tqdm(todo, unit="reading"):
+        if [case.name, case.tokens, reading] in kept["done"]:
+            continue
+        for rows in run(model, case, reading, options):
+            kept["results"] += rows
+            options.json.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+        kept["done"].append([case.name, case.tokens, reading])
         options.json.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     print_summary(kept["results"])
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, int, str]:
+    """Text, length and reading of a result."""
+    return row["text"], row["length"], row["reading"]
 
 
 if __name__ == "__main__":

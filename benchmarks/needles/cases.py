@@ -90,7 +90,7 @@ def make_case(
     characters_per_token: float,
     facts: Sequence[Needle],
     present: int,
-    seed: int,
+    seed: int | Sequence[int],
 ) -> Case:
     """A part of ``source`` with ``present`` of the facts; which ones and where comes from
     ``seed``."""
