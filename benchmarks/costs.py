@@ -61,5 +61,5 @@ def bytes_of_decoding(
     waiting = memory.n_init + memory.n_local
     blocks = max(0, n_tokens - waiting) / memory.block_size
     vectors = layers * config.num_attention_heads * dim * blocks
-    vectors /= getattr(memory, "lookup_interval", 1)
+    vectors /= memory.lookup_interval
     return weights + (pairs + vectors) * item

@@ -48,7 +48,10 @@ def measure(program: Path, threads: Sequence[int], seconds: float, n_bytes: int)
 
 def peak(rates: Mapping[str, float], dtype: str, variant: str) -> float | None:
     """Operations in a second that ``variant`` can do with weights of ``dtype``: bfloat16 is
-    multiplied by itself or as float32, fewer bits as int8. None if that was not measured."""
+    multiplied by itself or as float32, fewer bits as int8. None if that was not measured, and for
+    ``"stored"``, which is what a file has."""
+    if dtype == "stored":
+        return None
     if dtype not in ("float32", "bfloat16"):
         return rates.get({"avx512bf16": "int8", "avx2": "int8_256"}.get(variant, ""))
     if variant == "avx512bf16" and dtype == "bfloat16":

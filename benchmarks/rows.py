@@ -113,6 +113,8 @@ def _rate(segments: Sequence[Result]) -> float:
 
 def kinds(setting: Setting, job: str, result: Result) -> list[Kind]:
     """The rows that a job's results fill."""
+    if job == "read" and result["memory"]:  # reading is the same, writing is not
+        return _decoding(setting, result)
     if job == "read":
         read = _reading(setting, result, "read") if "read" in setting.what else []
         decoded = _decoding(setting, result) if "decode" in setting.what else []
@@ -272,7 +274,8 @@ def curves_of(
 ) -> list[dict[str, Any]]:
     """Tokens a second of each segment, medians over rounds, by engine and label."""
     curves = []
-    reads = [r for r in results if r["job"] in ("read", "skim") and r.get("segments")]
+    plain = [r for r in results if r["job"] in ("read", "skim") and not r["memory"]]
+    reads = [r for r in plain if r.get("segments")]
     for engine, label in dict.fromkeys((r["engine"], r["label"]) for r in reads):
         good = [r for r in reads if (r["engine"], r["label"]) == (engine, label)]
         count = min(len(r["segments"]) for r in good)

@@ -11,7 +11,6 @@ benchmarks/README.md says what the numbers mean and how long it takes.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import json
 import sys
@@ -67,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, default=100_000, help="to read")
     add("--segment", type=int, default=4096, help="tokens of a measured piece of reading")
     add("--depth", type=numbers, default=[16, 4096], help="tokens read before decoding")
-    add("--lookup-interval", type=numbers, default=[], help="tokens from look-up to look-up")
+    add("--lookup-interval", type=numbers, default=[1, 8], help="fields of MemoryConfig")
     add("--new", type=int, default=64, help="tokens to decode")
     add("--prompt", type=int, default=512, help="tokens of the short prompt")
     add("--peer-tokens", type=int, default=16384, help="for peers to read")
@@ -106,9 +105,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         made_models.split(options.deep)
     except ValueError as problem:
         made.error(str(problem))
-    known_fields = [field.name for field in dataclasses.fields(MemoryConfig)]
-    if options.lookup_interval and "lookup_interval" not in known_fields:
-        made.error("--lookup-interval: this version has no such setting")
     for name in ("threads", "rounds", "tokens", "segment", "new", "prompt"):
         if getattr(options, name) < 1:
             made.error(f"--{name} is at least 1")

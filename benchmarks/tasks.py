@@ -67,6 +67,8 @@ def subjects_of(options: argparse.Namespace, path: Path, folder: Path) -> Iterat
     far = "bfloat16" if "bfloat16" in options.dtype else options.dtype[0]
     yield Subject("quickllama", far, options.deep, far, here, ("deep",), ())
     for interval in options.lookup_interval:
+        if interval == MemoryConfig().lookup_interval:
+            continue
         memory = {"lookup_interval": interval}
         label = f"{far}, look-up each {interval}"
         yield Subject("quickllama", far, model, label, here, ("read",), ("decode",), memory)
