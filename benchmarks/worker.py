@@ -90,20 +90,26 @@ def reading(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
         segments = whole_reading(engine, task)
         held = {"loaded": loaded, "peak": peak_bytes(), **engine.held()}
         return {"segments": segments, "warm": NOTHING, "rates": {}, "bytes": held}
-    spent = first = timed_read(engine, task["warm"]) if task["warm"] else 0.0
     segments = []
     rates: dict[str, float] = {}
     wanted = sorted(task["decode_after"])
+
+    def look_around() -> None:
+        end = engine.length()
+        if end in task["save_after"]:
+            engine.save(Path(task["folder"]) / f"{task['engine']}-{end}.timeline")
+        if wanted and end >= wanted[0]:
+            wanted[:] = [depth for depth in wanted if depth > end]
+            rates[str(end)] = decode_rate(engine, task)
+
+    spent = first = timed_read(engine, task["warm"]) if task["warm"] else 0.0
+    look_around()
     while not segments or (engine.length() < task["tokens"] and spent < task["most_seconds"]):
         seconds = timed_read(engine, task["segment"])
         spent += seconds
         end = engine.length()
         segments.append({"end": end, "tokens": task["segment"], "seconds": seconds})
-        if end in task["save_after"]:
-            engine.save(Path(task["folder"]) / f"{task['engine']}-{end}.timeline")
-        if wanted and end >= wanted[0]:
-            wanted = [depth for depth in wanted if depth > end]
-            rates[str(end)] = decode_rate(engine, task)
+        look_around()
     return {
         "segments": segments,
         "warm": {"tokens": task["warm"], "seconds": first},
