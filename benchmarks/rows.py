@@ -69,23 +69,21 @@ def variant_of(result: Result) -> str:
 def reading_limit(setting: Setting, result: Result, rates: Rates) -> float | None:
     """Tokens a second of reading (or skimming) in the steady state, by the peak rates; QuickLLaMA
     only."""
+    if result["engine"] != "quickllama":
+        return None
     config = setting.configs[result["model"]]
     flops = costs.flops_of_reading(config, costs.keys_while_reading(setting.memory))
     if result["job"] == "skim":
         flops = costs.flops_of_skimming(config, MemoryConfig.skim(), result["layers"])
-    return _bound(result, rates, flops)
+    return limits.tokens_per_second(rates, flops, result["dtype"], variant_of(result))
 
 
 def prompt_limit(setting: Setting, result: Result, rates: Rates) -> float | None:
-    """Tokens a second of a prompt within the window."""
-    n_keys = (result["prompt_tokens"] + 1) / 2
-    flops = costs.flops_of_reading(setting.configs[result["model"]], n_keys)
-    return _bound(result, rates, flops)
-
-
-def _bound(result: Result, rates: Rates, flops: tuple[float, float]) -> float | None:
+    """Tokens a second of a prompt within the window; QuickLLaMA only."""
     if result["engine"] != "quickllama":
         return None
+    n_keys = (result["prompt_tokens"] + 1) / 2
+    flops = costs.flops_of_reading(setting.configs[result["model"]], n_keys)
     return limits.tokens_per_second(rates, flops, result["dtype"], variant_of(result))
 
 
