@@ -113,26 +113,25 @@ class RightPassage:
 
 
 class BM25:
-    """Words instead of heads: the pieces that score best by BM25 (English stop words left out), and
-    as many of them re-read."""
+    """Words instead of heads: the pieces that score best by BM25 (English stop words left out), the
+    best of which is re-read."""
 
-    def __init__(self, document: ql.Document, passages: int) -> None:
+    def __init__(self, document: ql.Document) -> None:
         snapshot = document.snapshot()
         self._model = document.model
         self._text = document.text
-        self._passages = passages
         self._pieces = [snapshot.characters(*bound) for bound in snapshot.grid.bounds.tolist()]
         words = [self._text[start:end] for start, end in self._pieces]
-        self._index = bm25s.BM25()
+        self._index = bm25s.BM25(backend="numpy")
         self._index.index(bm25s.tokenize(words, show_progress=False), show_progress=False)
 
     def ask(self, question: Question) -> Found:
-        """The best pieces, and the answer from the first ones, grown to whole sentences."""
+        """The best pieces, and the answer from the first one, grown to whole sentences."""
         asked = bm25s.tokenize(question.text, show_progress=False, return_ids=False)[0]
         scores = self._index.get_scores(asked)
         best = [self._pieces[i] for i in np.argsort(-scores, kind="stable")[:BEST]]
-        words = [self._text[slice(*widen(self._text, *span))] for span in best[: self._passages]]
-        text, seconds = answer_from(self._model, words[::-1], question.text)
+        passage = self._text[slice(*widen(self._text, *best[0]))]
+        text, seconds = answer_from(self._model, [passage], question.text)
         return Found(best, text, None, None, seconds)
 
 
@@ -153,8 +152,6 @@ def _timed(read: Callable[[], ql.Document]) -> tuple[ql.Document, float]:
 
 def read_window(model: ql.Model, text: str) -> Reading:
     """By first tokens and window alone, the default."""
-    from quickllama.documents.asking import USES
-
     document, seconds = _timed(lambda: model.read(text))
     return Reading(
         seconds,
@@ -164,7 +161,7 @@ def read_window(model: ql.Model, text: str) -> Reading:
             "heads, reposition": Heads(document, "reposition"),
             "heads, memory": Heads(document, "memory"),
             "right passage": RightPassage(document),
-            "bm25": BM25(document, USES["reread"][0]),
+            "bm25": BM25(document),
         },
     )
 
