@@ -101,7 +101,7 @@ def run(
         rows = []
         for question in case.questions:
             wanted = not options.kinds or question.kind in options.kinds
-            unanswerable = not question.places and system_name != "heads"
+            unanswerable = not question.places and system_name not in ("heads", "skim")
             if wanted and not unanswerable:
                 row = result(question, system.ask(question))
                 rows.append(base | {"system": system_name} | row)

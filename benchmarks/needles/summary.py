@@ -75,10 +75,16 @@ def print_summary(rows: Sequence[Row]) -> None:
                 if cells[-1] and not (hit is not right and system in ("right passage", "stream")):
                     table.append([kind, system, *cells])
         print_table(title, ["question", "system", *columns], table)
-    heads = [row for row in rows if row["system"] == "heads" and row["found"] is not None]
-    kinds = ("lexical", "paraphrase", "two", "absent", "elsewhere")
-    table = [[kind, *_by_length(heads, kind, "heads", said_found, lengths)] for kind in kinds]
-    print_table('Taken to have an answer (not "not found")', ["question", *columns], table)
+    told = [row for row in rows if row["system"] in ("heads", "skim") and row["found"] is not None]
+    table = [
+        [kind, system, *cells]
+        for kind in ("lexical", "paraphrase", "two", "absent", "elsewhere")
+        for system in ("heads", "skim")
+        if (cells := _by_length(told, kind, system, said_found, lengths))[-1]
+    ]
+    print_table(
+        'Taken to have an answer (not "not found")', ["question", "system", *columns], table
+    )
     _print_seconds(rows, lengths)
 
 

@@ -49,10 +49,10 @@ class Heads:
 
     def ask(self, question: Question) -> Found:
         """The best pieces, and the answer of ``Document.ask``."""
-        known = self._model.retrieval_heads
+        snapshot = self._document.snapshot()
+        known = snapshot.skim or self._model.retrieval_heads
         if known is None:
             raise SystemExit("this model has no retrieval heads: calibrate it first")
-        snapshot = self._document.snapshot()
         suffix, span = snapshot.form.suffix(self._model.tokenizer, question.text)
         ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, known.heads)
         bounds = ranking.grid.bounds
@@ -180,8 +180,15 @@ def read_stream(model: ql.Model, text: str) -> Reading:
     return Reading(seconds, len(document), {"stream": Lookups(document)})
 
 
+def read_skim(model: ql.Model, text: str) -> Reading:
+    """Only as far as finding passages needs."""
+    document, seconds = _timed(lambda: model.skim(text))
+    return Reading(seconds, len(document), {"skim": Heads(document)})
+
+
 READINGS: dict[str, Callable[[ql.Model, str], Reading]] = {
     "window": read_window,
+    "skim": read_skim,
     "lookups": read_lookups,
     "stream": read_stream,
 }
