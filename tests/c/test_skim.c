@@ -196,6 +196,32 @@ static void holds_little(void) {
     ql_session_free(s);
 }
 
+/* Pages that leave the window are used again, so that memory neither grows nor is had anew; a fork
+ * that still owns them keeps them as they are. */
+static void pages_go_round(void) {
+    ql_error err = {0};
+    ql_memory_config memory = memory_of(QL_STREAM, QL_F32);
+    ql_session *s = ql_session_new(model, &memory, &err), *fork = NULL;
+    float once[VOCAB], twice[VOCAB];
+    feed(s, 0, 600);
+    const ql_store *pages = &s->memory.kv.pages;
+    int64_t spare = pages->n_spare;
+    CHECK(spare >= EXC / memory.block_size);
+    fork = ql_session_fork(s, false, &err);
+    CHECK_EQUAL(fork->memory.kv.pages.n_spare, 0);
+    size_t before = ql_session_bytes(s), table = 2 * sizeof *pages->slabs * N / memory.block_size;
+    feed(s, 600, N - 1);
+    CHECK(ql_session_bytes(s) <= before + table + 2 * (size_t)spare * pages->slab_bytes);
+    feed(fork, 600, N - 1);
+    ql_session *sessions[] = {s, fork};
+    for (int i = 0; i < 2; i++)
+        CHECK_EQUAL(ql_session_feed(sessions[i], ids, 1, &(ql_feed){0}, i ? twice : once, &err),
+                    QL_OK);
+    CHECK_SAME_BITS(once, twice, sizeof once);
+    ql_session_free(fork);
+    ql_session_free(s);
+}
+
 static void refuses_what_it_has_not(void) {
     ql_error err = {0};
     ql_session *s = skimmer_of(model, QL_F32);
@@ -238,6 +264,7 @@ int main(void) {
     RUN(a_short_text_is_ranked_as_ever);
     RUN(the_same_bits_come_out);
     RUN(holds_little);
+    RUN(pages_go_round);
     RUN(refuses_what_it_has_not);
     ql_model_free(model);
     return check_report("test_skim");
