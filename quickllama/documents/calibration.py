@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Trial", "best_heads", "calibrate", "collect", "found_rule", "mean_log_ranks"]
 
 HEADS_KEPT = 8
+SKIM_HEADS_KEPT = 6  # each costs memory
 SKIM_SHARE = 3  # of the layers one in so many is computed by skimming
 TEXTS = 10
 CHARACTERS = 16_000  # about 4,000 tokens
@@ -62,7 +63,7 @@ def calibrate(
     """What :meth:`quickllama.Model.calibrate` does."""
     trials = list(collect(model, texts, progress=progress, seed=seed))
     heads = best_heads(trials)
-    early = best_heads(trials, layers=max(model.n_layers // SKIM_SHARE, 1))
+    early = best_heads(trials, SKIM_HEADS_KEPT, max(model.n_layers // SKIM_SHARE, 1))
     source = f"calibrated on {len(trials)} questions, seed {seed}"
     skim = SkimHeads(early, found_rule(model, trials, early))
     found = RetrievalHeads(model.fingerprint, heads, source, found_rule(model, trials, heads), skim)
