@@ -25,7 +25,7 @@ import report
 import rows
 import tasks
 
-from quickllama import MemoryConfig, ModelConfig, checkpoint
+from quickllama import MemoryConfig, ModelConfig, checkpoint, dtypes
 from quickllama.cpu import physical_cores
 from quickllama.dtypes import held_dtype
 from quickllama.hub import locate
@@ -33,6 +33,8 @@ from quickllama.hub import locate
 WHAT = ("read", "skim", "decode", "prompt", "load", "memory")
 MORE = ("deep",)
 PEERS = ("transformers", "llamacpp")
+HELD = getattr(dtypes, "WEIGHT_DTYPES", ("bfloat16", "float32"))
+DTYPES = [name for name in ("bfloat16", "int8", "q4", "float32") if name in HELD]
 TRANSFORMERS_TYPES = ("bfloat16", "float32")
 
 
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--peers", type=words, default=[], help="of: " + ", ".join(PEERS))
     add("--peer-python", default=sys.executable, help="the interpreter that has the peers")
     add("--model", default="smollm2", help="GGUF file, HuggingFace folder, or smollm2")
-    add("--dtype", type=words, default=["bfloat16", "float32"], help="of weights")
+    add("--dtype", type=words, default=DTYPES, help="of weights")
     add("--llamacpp-dtype", type=words, default=["bfloat16", "q8_0", "stored"], help="its weights")
     add("--transformers-dtype", type=words, default=["bfloat16"], help="its weights")
     add("--window", default="1k", help="of the memory: 512, 1k, 2k")
