@@ -37,17 +37,18 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         start = [row["what"], row["engine"], row["dtype"]]
         if row["median"] is None:
-            cells.append([*start, "", "", "", "", row["note"]])
+            cells.append([*start, "", "", "", "", "", row["note"]])
             continue
         low, high = (format_value(end(row["values"]), row["unit"]) for end in (min, max))
         limit = "" if row["limit"] is None else format_value(row["limit"], row["unit"])
         ratio = "" if row["ratio"] is None else f"{100 * row['ratio']:.0f} %"
+        beside = "" if row["beside"] is None else f"{row['beside']:.2f}"
         middle = f"{format_value(row['median'], row['unit'])} {row['unit']}".strip()
-        cells.append([*start, middle, f"{low} – {high}", limit, ratio, row["note"]])
+        cells.append([*start, middle, f"{low} – {high}", limit, ratio, beside, row["note"]])
     return cells
 
 
-COLUMNS = ("what", "engine", "weights", "median", "rounds", "limit", "of it", "")
+COLUMNS = ("what", "engine", "weights", "median", "rounds", "limit", "of it", "of best peer", "")
 
 
 def plot(path: Path, curves: Sequence[dict[str, Any]], title: str) -> None:

@@ -206,7 +206,7 @@ def rows_of(
         same = [r for r in results if tuple(r[name] for name in names) == group]
         good = [r for r in same if "details" in r]
         empty = {"engine": group[1], "dtype": group[2], "unit": "", "values": [], "median": None}
-        empty |= {"limit": None, "ratio": None}
+        empty |= {"limit": None, "ratio": None, "beside": None}
         for result in same:
             notes = {"missing": "not installed", "failed": "failed"}
             for key in notes.keys() & result.keys():
@@ -216,7 +216,21 @@ def rows_of(
             continue
         for kind in kinds(setting, group[0], good[0]):
             rows.append({**empty, **_row(kind, setting, rounds, good)})
+    _compare(rows)
     return _sorted(rows)
+
+
+def _compare(rows: list[dict[str, Any]]) -> None:
+    """Sets ``beside`` of our rates: the median over rounds of ours divided by the best peer's."""
+    for row in rows:
+        if row["engine"] != "quickllama" or row["unit"] != "tokens/s":
+            continue
+        same = [r for r in rows if r["what"] == row["what"] and r["engine"] != "quickllama"]
+        peers = [r["values"] for r in same if len(r["values"]) == len(row["values"])]
+        if peers:
+            best = [max(values) for values in zip(*peers, strict=True)]
+            pairs = zip(row["values"], best, strict=True)
+            row["beside"] = median(ours / theirs for ours, theirs in pairs)
 
 
 def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

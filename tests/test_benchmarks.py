@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -201,6 +202,11 @@ def check_peer(engine: str, model: Path, folder: Path, *dtypes: str) -> None:
     assert found["strangers"] == []
     assert found["details"][engine]["threads"] == "1 threads"
     rows = {row["what"]: row for row in found["rows"] if row["engine"] == engine}
+    (ours,) = (r for r in found["rows"] if r["what"] == "prompt of 32" and r["limit"])
+    theirs = [r for r in found["rows"] if r["what"] == "prompt of 32" and r is not ours]
+    best = [max(values) for values in zip(*(r["values"] for r in theirs), strict=True)]
+    pairs = zip(ours["values"], best, strict=True)
+    assert ours["beside"] == pytest.approx(median(a / b for a, b in pairs))
     for what in ("read: all 256", "decode after 16", "decode after 64", "prompt of 32", "load"):
         assert rows[what]["median"] > 0
     curve = next(curve for curve in found["curves"] if curve["engine"] == engine)
