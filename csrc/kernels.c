@@ -19,10 +19,12 @@ static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("f16c");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) tables[n++] = &ql_kernels_avx512bf16;
+    if (avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
+        tables[n++] = &ql_kernels_avx512bf16;
     if (avx512) tables[n++] = &ql_kernels_avx512;
     if (avx2) tables[n++] = &ql_kernels_avx2;
 #endif

@@ -36,10 +36,44 @@ typedef struct ql_panels {
     void (*add_scaled)(float *y, const void *x, float factor, size_t n); /* y += factor * x */
 } ql_panels;
 
+/* Products with weights of few bits. Both sides are whole numbers, so that sums within a group are
+ * exact, whatever the order.
+ *
+ * x is rounded in groups of QL_GROUP numbers of a row, the last one filled up with zeros: x[j] is
+ * about scale * q[j]. A group with a number that is not finite has the scale NaN.
+ *
+ * Weights lie in strips of QL_STRIP rows, so that a vector holds four numbers of each row; the last
+ * strip is filled up with rows of zeros.
+ *   int8: for each four columns (their number rounded up to whole groups) [QL_STRIP, 4] bytes, the
+ *     weight divided by its row's scale, plus 128; then the scales, float32 [QL_STRIP].
+ *   q4: for each block of QL_BLOCK columns (the last one filled up) the factors d, float16
+ *     [QL_STRIP]; m, float16 [QL_STRIP]; then [4, QL_STRIP, 4] bytes: byte i of part p holds
+ *     column 4 p + i in its low half and column 16 + 4 p + i in its high one. A weight is
+ *     d * half + m. */
+enum { QL_STRIP = 16, QL_GROUP = 64, QL_BLOCK = 32 };
+
+typedef struct ql_group { /* of x */
+    int8_t q[QL_GROUP];
+    float scale;
+    int32_t sums[QL_GROUP / QL_BLOCK]; /* of q in each block */
+} ql_group;
+
+typedef struct ql_integers {
+    /* x [k] to groups [(k + QL_GROUP - 1) / QL_GROUP]; the same bits in every variant. */
+    void (*round)(ql_group *groups, const float *x, size_t k);
+    /* y [m, n] = x wᵀ (+ y). x [m, groups of a row]; w: n rows of k columns in strips, 64-byte
+     * aligned; y row stride ldy. A result depends on its own rows of x and w alone. */
+    void (*int8)(float *y, size_t ldy, const ql_group *x, const uint8_t *w, int m, size_t n,
+                 size_t k, bool accumulate);
+    void (*q4)(float *y, size_t ldy, const ql_group *x, const uint8_t *w, int m, size_t n, size_t k,
+               bool accumulate);
+} ql_integers;
+
 typedef struct ql_kernels {
     const char *name;
     const ql_panels *panels;     /* of bfloat16; NULL: this variant has no such products */
     const ql_panels *panels_f32; /* of float32 */
+    const ql_integers *integers; /* weights of few bits */
 
     /* y[t, i] = <x[t, :], w[i, :]> for t < n_x, i < n_w. x [n_x, k], row stride ldx; w [n_w, k],
      * row stride ldw; y [n_x, n_w], row stride ldy; strides in elements; 1 <= n_x <= QL_FEW_ROWS.

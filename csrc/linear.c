@@ -3,6 +3,8 @@
 #include <string.h>
 
 #include "blas.h"
+#include "quant.h"
+#include "strips.h"
 #include "threads.h"
 
 /* Few rows: a panel is about so many bytes of weights, and whole groups of rows as the kernels take
@@ -24,8 +26,11 @@ enum {
 /* Products of bfloat16: items of one panel by all rows, or by so few that there are enough items to
  * go evenly on several threads. The panel is packed anew for each: 2 % of the time at 512 rows. */
 enum { ENOUGH_ITEMS = 16, LEAST_ROWS = 64, PACKED_ROWS = 16 };
+/* Products of whole numbers: with so few rows weights come from memory, and items are of a number
+ * of bytes; with more they are as products of bfloat16. */
+enum { MOST_ROWS_BY_BYTES = 4 };
 
-typedef enum way { BY_DOTS, BY_SGEMM, BY_PANELS } way;
+typedef enum way { BY_DOTS, BY_SGEMM, BY_PANELS, BY_INTEGERS } way;
 
 typedef struct region {
     const ql_kernels *kernels;
@@ -36,17 +41,19 @@ typedef struct region {
     int rows[QL_MAX_JOBS];  /* rows of x in an item of each job */
     int end[QL_MAX_JOBS];   /* items of this job and those before it */
     uint16_t *x;            /* [T, even_k] as bfloat16, for BY_PANELS */
+    ql_group *groups;       /* [T, groups_of(k)], for BY_INTEGERS */
     char *scratch;
     size_t scratch_stride; /* bytes of each thread */
 } region;
 
-static size_t value_bytes(ql_dtype dtype) {
-    return dtype == QL_BF16 ? sizeof(uint16_t) : sizeof(float);
-}
+static bool in_strips(const ql_matrix *w) { return w->dtype == QL_INT8 || w->dtype == QL_Q4; }
 
 static int few_panel(const ql_matrix *w) {
-    size_t rows = FEW_BYTES / ((size_t)w->n_in * value_bytes(w->dtype)) / FEW_GROUP * FEW_GROUP;
-    return rows < FEW_GROUP ? FEW_GROUP : rows > MOST_FEW_ROWS ? MOST_FEW_ROWS : (int)rows;
+    size_t k = (size_t)w->n_in, group = in_strips(w) ? QL_STRIP : FEW_GROUP;
+    size_t bytes =
+        in_strips(w) ? ql_strip_bytes(w->dtype, k) : FEW_GROUP * k * ql_dtype_block_bytes(w->dtype);
+    size_t rows = FEW_BYTES / bytes * group;
+    return (int)(rows < group ? group : rows > MOST_FEW_ROWS ? MOST_FEW_ROWS : rows);
 }
 
 static int many_panel(const ql_matrix *w) {
@@ -62,22 +69,26 @@ static int many_columns(const ql_matrix *w) {
     return w->n_in < most ? w->n_in : most;
 }
 
-/* All jobs of a call hold their weights the same way. */
 static way way_of(const ql_kernels *kernels, const ql_matrix *w, int n_rows) {
+    if (in_strips(w)) return BY_INTEGERS;
     if (w->dtype == QL_BF16 && kernels->panels)
         return n_rows <= MOST_ROWS_BEFORE_PANELS ? BY_DOTS : BY_PANELS;
     return n_rows <= MOST_ROWS_BY_DOTS ? BY_DOTS : BY_SGEMM;
 }
 
 static size_t even(int k) { return (size_t)(k + 1) / 2 * 2; }
+static size_t groups_of(int k) { return (size_t)(k + QL_GROUP - 1) / QL_GROUP; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /* Bytes of the rounded x, before the threads' own. */
 static size_t shared_scratch(way way, const ql_matrix *w, int n_rows) {
-    return way == BY_PANELS ? aligned((size_t)n_rows * even(w->n_in) * sizeof(uint16_t)) : 0;
+    if (way == BY_PANELS) return aligned((size_t)n_rows * even(w->n_in) * sizeof(uint16_t));
+    if (way == BY_INTEGERS) return aligned((size_t)n_rows * groups_of(w->n_in) * sizeof(ql_group));
+    return 0;
 }
 
 static size_t thread_scratch(way way, const ql_matrix *w) {
+    if (way == BY_INTEGERS) return 0;
     if (way == BY_PANELS) return even(w->n_in) * QL_PANEL * sizeof(uint16_t);
     if (way == BY_DOTS) return aligned((size_t)few_panel(w) * QL_FEW_ROWS * sizeof(float));
     if (w->dtype == QL_F32) return 0;
@@ -86,8 +97,8 @@ static size_t thread_scratch(way way, const ql_matrix *w) {
 
 size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, int n_rows) {
     size_t most = 0;
-    const way ways[] = {BY_DOTS, way_of(kernels, w, n_rows)}; /* fewer rows go by dots */
-    for (int i = 0; i < 2; i++) {
+    const way ways[] = {way_of(kernels, w, n_rows), way_of(kernels, w, 1)};
+    for (int i = 0; i < 2; i++) { /* there may be fewer rows */
         size_t bytes =
             shared_scratch(ways[i], w, n_rows) + (size_t)n_threads * thread_scratch(ways[i], w);
         if (bytes > most) most = bytes;
@@ -144,8 +155,13 @@ static void many_rows(const region *r, const ql_linear_job *job, int first, int 
 static void round_task(void *context, int item, int thread) {
     (void)thread;
     const region *r = context;
-    size_t k = (size_t)r->jobs[0].w->n_in, row = even((int)k);
+    size_t k = (size_t)r->jobs[0].w->n_in, row = even((int)k), groups = groups_of((int)k);
     for (int t = item * PACKED_ROWS; t < r->n_rows && t < (item + 1) * PACKED_ROWS; t++) {
+        if (r->way == BY_INTEGERS) {
+            r->kernels->integers->round(r->groups + t * groups, r->jobs[0].x + t * r->jobs[0].ldx,
+                                        k);
+            continue;
+        }
         r->kernels->pack_bf16(r->x + t * row, r->jobs[0].x + t * r->jobs[0].ldx, k);
         if (row > k) r->x[t * row + k] = 0;
     }
@@ -162,6 +178,19 @@ static void panel_rows(const region *r, const ql_linear_job *job, int first, int
                      job->accumulate);
 }
 
+/* The same by whole numbers; first is that of a strip. */
+static void integer_rows(const region *r, const ql_linear_job *job, int first, int n, int from,
+                         int rows) {
+    const ql_matrix *w = job->w;
+    const ql_integers *integers = r->kernels->integers;
+    size_t k = (size_t)w->n_in;
+    const uint8_t *strips =
+        (const uint8_t *)w->data + (size_t)first / QL_STRIP * ql_strip_bytes(w->dtype, k);
+    (w->dtype == QL_INT8 ? integers->int8 : integers->q4)(
+        job->y + (size_t)from * job->ldy + first, job->ldy,
+        r->groups + (size_t)from * groups_of(w->n_in), strips, rows, (size_t)n, k, job->accumulate);
+}
+
 static void run_item(void *context, int item, int thread) {
     const region *r = context;
     int j = 0;
@@ -176,6 +205,7 @@ static void run_item(void *context, int item, int thread) {
     if (r->way == BY_DOTS) few_rows(r, job, first, n, scratch);
     if (r->way == BY_SGEMM) many_rows(r, job, first, n, scratch);
     if (r->way == BY_PANELS) panel_rows(r, job, first, n, from, rows, scratch);
+    if (r->way == BY_INTEGERS) integer_rows(r, job, first, n, from, rows);
     if (job->w->bias)
         add_rows(r, job->y + (size_t)from * job->ldy + first, job->ldy, job->w->bias + first, 0,
                  rows, n);
@@ -185,20 +215,23 @@ static void run_item(void *context, int item, int thread) {
 static int cut(region *r, int j) {
     const ql_matrix *w = r->jobs[j].w;
     r->rows[j] = r->n_rows;
-    r->panel[j] = r->way == BY_DOTS ? few_panel(w) : r->way == BY_SGEMM ? many_panel(w) : QL_PANEL;
+    bool few = r->way == BY_DOTS || (r->way == BY_INTEGERS && r->n_rows <= MOST_ROWS_BY_BYTES);
+    r->panel[j] = few ? few_panel(w) : r->way == BY_SGEMM ? many_panel(w) : QL_PANEL;
     int panels = (w->n_out + r->panel[j] - 1) / r->panel[j], pieces = 1;
-    while (r->way == BY_PANELS && panels * pieces < ENOUGH_ITEMS &&
+    while (!few && r->way != BY_SGEMM && panels * pieces < ENOUGH_ITEMS &&
            r->n_rows / (2 * pieces) >= LEAST_ROWS)
         pieces *= 2;
     r->rows[j] = (r->n_rows + pieces - 1) / pieces;
     return panels * ((r->n_rows + r->rows[j] - 1) / r->rows[j]);
 }
 
-void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
-               int n_rows, void *scratch) {
+/* Jobs that go the same way. */
+static void run_region(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs,
+                       int n_jobs, int n_rows, void *scratch) {
     region r = {.kernels = kernels, .jobs = jobs, .n_rows = n_rows};
     r.way = way_of(kernels, jobs[0].w, n_rows);
     r.x = scratch;
+    r.groups = scratch;
     r.scratch = (char *)scratch + shared_scratch(r.way, jobs[0].w, n_rows);
     int n_items = 0;
     for (int j = 0; j < n_jobs; j++) {
@@ -207,14 +240,28 @@ void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jo
         n_items += cut(&r, j);
         r.end[j] = n_items;
     }
-    if (r.way == BY_PANELS)
-        ql_parallel(n_threads, (n_rows + PACKED_ROWS - 1) / PACKED_ROWS, round_task, &r);
+    int n_rounded =
+        r.way == BY_PANELS || r.way == BY_INTEGERS ? (n_rows + PACKED_ROWS - 1) / PACKED_ROWS : 0;
+    ql_parallel(n_rounded > 1 ? n_threads : 1, n_rounded, round_task, &r);
     ql_parallel(n_threads, n_items, run_item, &r);
+}
+
+void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
+               int n_rows, void *scratch) {
+    for (int first = 0, end; first < n_jobs; first = end) {
+        way same = way_of(kernels, jobs[first].w, n_rows);
+        for (end = first + 1; end < n_jobs && way_of(kernels, jobs[end].w, n_rows) == same;) end++;
+        run_region(kernels, n_threads, jobs + first, end - first, n_rows, scratch);
+    }
 }
 
 void ql_matrix_row(const ql_kernels *kernels, float *y, const ql_matrix *w, int64_t i) {
     size_t k = (size_t)w->n_in, at = (size_t)i * k;
-    if (w->dtype == QL_F32)
+    if (in_strips(w))
+        ql_strip_row(y,
+                     (const uint8_t *)w->data + (size_t)i / QL_STRIP * ql_strip_bytes(w->dtype, k),
+                     w->dtype, (int)(i % QL_STRIP), k);
+    else if (w->dtype == QL_F32)
         memcpy(y, (const float *)w->data + at, k * sizeof(float));
     else
         kernels->unpack_bf16(y, (const uint16_t *)w->data + at, k);

@@ -1,7 +1,9 @@
-/* linear.h - y = x Wᵀ + bias, for every way in which weights are held: few rows by the few-row
- * kernels at memory speed, many rows by OpenBLAS, or by products of bfloat16 where weights are
- * bfloat16 and the CPU has them (x is rounded to bfloat16 then). Work is cut by the shapes alone,
- * never by the number of threads, so that results do not depend on it (docs/architecture.md). */
+/* linear.h - y = x Wᵀ + bias, for every way in which weights are held: float32 and bfloat16 with
+ * few rows by the few-row kernels at memory speed, with many rows by OpenBLAS, or by products of
+ * bfloat16 where weights are bfloat16 and the CPU has them (x is rounded to bfloat16 then); weights
+ * of few bits by products of whole numbers (x is rounded to 8 bits in groups of 64). Work is cut by
+ * the shapes alone, never by the number of threads, so that results do not depend on it
+ * (docs/architecture.md). */
 #ifndef QL_LINEAR_H
 #define QL_LINEAR_H
 
@@ -12,7 +14,7 @@ typedef struct ql_matrix { /* [n_out, n_in], row-major */
     const void *data;
     const float *bias; /* [n_out] or NULL */
     int n_out, n_in;
-    ql_dtype dtype; /* QL_F32 or QL_BF16 */
+    ql_dtype dtype; /* QL_F32, QL_BF16; QL_INT8 and QL_Q4 lie in strips (kernels.h) */
 } ql_matrix;
 
 typedef struct ql_linear_job {

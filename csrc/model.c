@@ -76,9 +76,10 @@ static ql_status check_config(const ql_config *c, ql_dtype dtype, int n_threads,
     if (c->sliding_window < 0)
         return ql_fail(err, QL_INVALID_VALUE, "sliding_window must be 0 (none) or more, but is %d",
                        c->sliding_window);
-    if (dtype != QL_F32 && dtype != QL_BF16)
+    if (dtype != QL_F32 && dtype != QL_BF16 && (dtype < QL_INT8 || dtype > QL_STORED))
         return ql_fail(err, QL_INVALID_TYPE,
-                       "a model holds its weights as float32 or bfloat16, not as %s",
+                       "a model holds its weights as float32, bfloat16, int8, q4 or stored, not "
+                       "as %s",
                        ql_dtype_name(dtype));
     if (n_threads < 1 || n_threads > QL_MAX_THREADS)
         return ql_fail(err, QL_INVALID_VALUE, "n_threads must be between 1 and %d, but is %d",
@@ -150,6 +151,9 @@ void ql_model_free(ql_model *model) {
 
 const ql_config *ql_model_config(const ql_model *model) { return &model->config; }
 ql_dtype ql_model_dtype(const ql_model *model) { return model->dtype; }
+int ql_model_held(const ql_model *model, ql_dtype held[4]) {
+    return ql_weights_held(&model->weights, &model->config, held);
+}
 int ql_model_threads(const ql_model *model) { return model->n_threads; }
 size_t ql_model_bytes(const ql_model *model) { return model->weights.bytes; }
 

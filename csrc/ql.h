@@ -45,8 +45,8 @@ typedef struct ql_error {
     char text[QL_ERROR_TEXT]; /* a sentence: what was expected, what came, what to do */
 } ql_error;
 
-/* How numbers are stored. Weights are held as QL_F32 or QL_BF16; everything listed is accepted and
- * converted. */
+/* How numbers are stored, in files and arrays, and how weights are held. What is stored is accepted
+ * and converted. */
 typedef enum ql_dtype {
     QL_F32 = 0,
     QL_F16,
@@ -61,11 +61,20 @@ typedef enum ql_dtype {
     QL_Q4_K,
     QL_Q5_K,
     QL_Q6_K,
-    QL_N_DTYPES
+    QL_N_DTYPES,
+    /* Matrices are held as QL_F32, QL_BF16, or in these ways that no file has: */
+    QL_INT8 = QL_N_DTYPES, /* 8 bits, one float32 scale per row */
+    QL_Q4,     /* 4 bits in blocks of 32 with scale and minimum: Q4_0 and Q4_1 as they are, all else
+                  rounded; the embedding and the head as QL_INT8 */
+    QL_STORED, /* each matrix in that of the four ways which is nearest to how it is stored */
 } ql_dtype;
 
-const char *ql_dtype_name(ql_dtype dtype); /* "float32", "bfloat16", "q4_1", ... */
-bool ql_dtype_parse(const char *name, ql_dtype *dtype);
+const char *ql_dtype_name(ql_dtype dtype); /* "float32", "bfloat16", "q4_1", ..., "int8" */
+bool ql_dtype_parse(const char *name, ql_dtype *dtype); /* of a format of files */
+bool ql_held_parse(const char *name, ql_dtype *dtype);  /* of what ql_model_new takes */
+/* How a matrix that is stored as `from` is held in a model of dtype `asked`: QL_F32, QL_BF16,
+ * QL_INT8 or QL_Q4. vocabulary: it is the embedding or the head. */
+ql_dtype ql_held_as(ql_dtype asked, ql_dtype from, bool vocabulary);
 
 /* ---- CPU variants: the kernels of one instruction set, chosen when a model is made ---- */
 enum { QL_MAX_VARIANTS = 8 };
@@ -94,8 +103,8 @@ typedef struct ql_model ql_model;
 
 enum { QL_MAX_THREADS = 64 };
 
-/* Returns a new model without weights. dtype: QL_F32 or QL_BF16, how the matrices are held (norms
- * and biases are always float32). n_threads: 1 ... QL_MAX_THREADS. */
+/* Returns a new model without weights. dtype: QL_F32, QL_BF16, QL_INT8, QL_Q4 or QL_STORED, how the
+ * matrices are held (norms and biases are always float32). n_threads: 1 ... QL_MAX_THREADS. */
 ql_model *ql_model_new(const ql_config *config, ql_dtype dtype, int n_threads, ql_error *err);
 
 /* Gives one tensor by its HuggingFace name; data holds shape[0] * ... values of dtype. With borrow,
@@ -111,7 +120,9 @@ void ql_model_retain(ql_model *model); /* one more owner */
 void ql_model_free(ql_model *model);   /* one owner less; the last one frees. NULL is fine. */
 
 const ql_config *ql_model_config(const ql_model *model);
-ql_dtype ql_model_dtype(const ql_model *model);
+ql_dtype ql_model_dtype(const ql_model *model); /* as it was made with */
+/* The ways in which its matrices are held, those of the layers first; returns how many. */
+int ql_model_held(const ql_model *model, ql_dtype held[4]);
 int ql_model_threads(const ql_model *model);
 size_t ql_model_bytes(const ql_model *model); /* of weights, borrowed ones included */
 

@@ -26,9 +26,15 @@ static const format formats[QL_N_DTYPES] = {
     [QL_Q6_K] = {"q6_k", NULL, SUPER, 210},
 };
 
+/* Ways to hold weights, beside two of the formats above; indexes from QL_N_DTYPES on. */
+static const char *const held[] = {"int8", "q4", "stored"};
+
 static bool known(ql_dtype dtype) { return (unsigned)dtype < QL_N_DTYPES; }
 
-const char *ql_dtype_name(ql_dtype dtype) { return known(dtype) ? formats[dtype].name : "unknown"; }
+const char *ql_dtype_name(ql_dtype dtype) {
+    if ((unsigned)dtype >= QL_INT8 && (unsigned)dtype <= QL_STORED) return held[dtype - QL_INT8];
+    return known(dtype) ? formats[dtype].name : "unknown";
+}
 
 bool ql_dtype_parse(const char *name, ql_dtype *dtype) {
     for (int i = 0; name && i < QL_N_DTYPES; i++) {
@@ -38,6 +44,20 @@ bool ql_dtype_parse(const char *name, ql_dtype *dtype) {
             return true;
         }
     }
+    return false;
+}
+
+bool ql_held_parse(const char *name, ql_dtype *dtype) {
+    ql_dtype found;
+    if (ql_dtype_parse(name, &found) && (found == QL_F32 || found == QL_BF16)) {
+        *dtype = found;
+        return true;
+    }
+    for (int i = QL_INT8; name && i <= QL_STORED; i++)
+        if (strcmp(name, ql_dtype_name((ql_dtype)i)) == 0) {
+            *dtype = (ql_dtype)i;
+            return true;
+        }
     return false;
 }
 
@@ -269,6 +289,6 @@ void ql_decode(float *y, const void *x, ql_dtype dtype, size_t n) {
     case QL_Q4_K: decode_q4_k(y, bytes, n_blocks); break;
     case QL_Q5_K: decode_q5_k(y, bytes, n_blocks); break;
     case QL_Q6_K: decode_q6_k(y, bytes, n_blocks); break;
-    case QL_N_DTYPES: break;
+    default: break; /* not a format of files */
     }
 }

@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "error.h"
+#include "held.h"
 #include "quant.h"
 #include "store.h"
-#include "threads.h"
 
 typedef enum dim { NONE = 0, E, F, V, HD, GD } dim;
 typedef enum kind { VECTOR, MATRIX, BIAS } kind; /* a bias stands in its matrix's slot */
@@ -74,7 +74,7 @@ static bool wanted(const slot *slot, const ql_config *c) {
 
 ql_status ql_weights_init(ql_weights *w, const ql_config *c, ql_dtype dtype, ql_error *err) {
     int L = c->num_hidden_layers;
-    *w = (ql_weights){0};
+    *w = (ql_weights){.dtype = dtype};
     w->layers = calloc((size_t)L, sizeof *w->layers);
     w->owned = calloc((size_t)L * N_LAYER_SLOTS + N_MODEL_SLOTS, sizeof *w->owned);
     if (!w->layers || !w->owned) {
@@ -88,8 +88,7 @@ ql_status ql_weights_init(ql_weights *w, const ql_config *c, ql_dtype dtype, ql_
             if (s->kind != MATRIX) continue;
             ql_matrix *matrix =
                 (ql_matrix *)((char *)(l < 0 ? (void *)w : (void *)&w->layers[l]) + s->offset);
-            *matrix = (ql_matrix){
-                .n_out = size_of(s->rows, c), .n_in = size_of(s->columns, c), .dtype = dtype};
+            *matrix = (ql_matrix){.n_out = size_of(s->rows, c), .n_in = size_of(s->columns, c)};
         }
     }
     return QL_OK;
@@ -127,56 +126,22 @@ static bool harmless(const char *name) {
     return n > t && !strcmp(name + n - t, tail);
 }
 
-typedef struct conversion {
-    void *to;
-    const void *from;
-    ql_dtype to_dtype, from_dtype;
-    size_t n_rows, n; /* values of a row */
-    const ql_kernels *kernels;
-    float *rows; /* [n_threads, n] */
-} conversion;
-
-enum { CONVERT_ROWS = 64 };
-
-static void convert_task(void *context, int item, int thread) {
-    const conversion *x = context;
-    size_t begin = (size_t)item * CONVERT_ROWS,
-           end = begin + CONVERT_ROWS < x->n_rows ? begin + CONVERT_ROWS : x->n_rows;
-    size_t from_bytes = x->n / ql_dtype_block(x->from_dtype) * ql_dtype_block_bytes(x->from_dtype);
-    for (size_t i = begin; i < end; i++) {
-        const char *from = (const char *)x->from + i * from_bytes;
-        if (x->to_dtype == x->from_dtype) {
-            memcpy((char *)x->to + i * from_bytes, from, from_bytes);
-        } else if (x->to_dtype == QL_F32) {
-            ql_decode((float *)x->to + i * x->n, from, x->from_dtype, x->n);
-        } else {
-            float *row = x->rows + (size_t)thread * x->n;
-            ql_decode(row, from, x->from_dtype, x->n);
-            x->kernels->pack_bf16((uint16_t *)x->to + i * x->n, row, x->n);
-        }
-    }
-}
-
-/* Returns the tensor as to_dtype: data itself when borrowed, else memory that w owns; NULL when
- * there is none. */
+/* Returns the rows as `held`: data itself when borrowed, else memory that w owns; NULL when there
+ * is none. */
 static const void *keep(ql_weights *w, const ql_kernels *kernels, int n_threads, const void *data,
-                        ql_dtype from, ql_dtype to, size_t n_rows, size_t n, bool *borrow) {
-    size_t item = ql_dtype_block_bytes(to);
-    *borrow = *borrow && from == to && (uintptr_t)data % item == 0;
-    w->bytes += n_rows * n * item;
-    if (*borrow) return data;
-    void *memory = ql_alloc(n_rows * n * item);
-    float *rows =
-        from != to && to != QL_F32 ? ql_alloc((size_t)n_threads * n * sizeof *rows) : NULL;
-    if (!memory || (from != to && to != QL_F32 && !rows)) {
-        free(memory);
-        free(rows);
-        return NULL;
+                        ql_dtype from, ql_dtype held, size_t n_rows, size_t n, bool *borrow) {
+    size_t bytes = ql_held_bytes(held, n_rows, n);
+    *borrow = *borrow && from == held && (uintptr_t)data % ql_dtype_block_bytes(held) == 0;
+    if (!*borrow) {
+        void *memory = ql_alloc(bytes);
+        if (!memory || ql_hold(memory, held, data, from, n_rows, n, kernels, n_threads)) {
+            free(memory);
+            return NULL;
+        }
+        data = w->owned[w->n_owned++] = memory;
     }
-    conversion x = {memory, data, to, from, n_rows, n, kernels, rows};
-    ql_parallel(n_threads, (int)((n_rows + CONVERT_ROWS - 1) / CONVERT_ROWS), convert_task, &x);
-    free(rows);
-    return w->owned[w->n_owned++] = memory;
+    w->bytes += bytes;
+    return data;
 }
 
 static void shape_text(char *text, size_t size, const int64_t *shape, int rank) {
@@ -236,15 +201,18 @@ ql_status ql_weights_set(ql_weights *w, const ql_config *c, const ql_kernels *ke
         s->kind == BIAS ? &matrix->bias : (const float **)((char *)base + s->offset);
     if (s->kind == MATRIX ? matrix->data != NULL : *vector != NULL)
         return ql_fail(err, QL_INVALID_VALUE, "tensor '%s' came twice", name);
-    ql_dtype to = s->kind == MATRIX ? matrix->dtype : QL_F32;
+    bool vocabulary = s->rows == V; /* the embedding, the head */
+    ql_dtype held = s->kind == MATRIX ? ql_held_as(w->dtype, dtype, vocabulary) : QL_F32;
     size_t n_rows = s->kind == MATRIX ? (size_t)shape[0] : 1, n = (size_t)shape[rank - 1];
     *borrow = may_borrow;
-    const void *kept = keep(w, kernels, n_threads, data, dtype, to, n_rows, n, borrow);
+    const void *kept = keep(w, kernels, n_threads, data, dtype, held, n_rows, n, borrow);
     if (!kept) return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for tensor '%s'", name);
-    if (s->kind == MATRIX)
+    if (s->kind == MATRIX) {
         matrix->data = kept;
-    else
+        matrix->dtype = held;
+    } else {
         *vector = kept;
+    }
     return QL_OK;
 }
 
@@ -277,4 +245,21 @@ ql_status ql_weights_seal(ql_weights *w, const ql_config *c, ql_error *err) {
                        missing, first);
     if (c->tie_word_embeddings) w->head = w->embed;
     return QL_OK;
+}
+
+int ql_weights_held(const ql_weights *w, const ql_config *c, ql_dtype held[4]) {
+    int n = 0;
+    for (int l = 0; l <= c->num_hidden_layers; l++) {
+        bool last = l == c->num_hidden_layers;
+        const char *base = last ? (const char *)w : (const char *)&w->layers[l];
+        for (int i = 0; i < (last ? N_MODEL_SLOTS : N_LAYER_SLOTS); i++) {
+            const slot *s = last ? &MODEL_SLOTS[i] : &LAYER_SLOTS[i];
+            if (s->kind != MATRIX) continue;
+            ql_dtype dtype = ((const ql_matrix *)(base + s->offset))->dtype;
+            int at = 0;
+            while (at < n && held[at] != dtype) at++;
+            if (at == n) held[n++] = dtype;
+        }
+    }
+    return n;
 }

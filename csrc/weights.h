@@ -15,6 +15,7 @@ typedef struct ql_weights {
     ql_matrix embed, head; /* [V, E]; one and the same when tied */
     const float *norm;     /* [E] */
     ql_layer *layers;      /* [L] */
+    ql_dtype dtype;        /* as asked for; each matrix has its own */
     void **owned;          /* [n_owned] memory to free */
     int n_owned;
     size_t bytes;
@@ -28,6 +29,8 @@ ql_status ql_weights_set(ql_weights *weights, const ql_config *config, const ql_
                          const int64_t *shape, int rank, bool *borrow, ql_error *err);
 /* Checks that nothing is missing; ties the head. */
 ql_status ql_weights_seal(ql_weights *weights, const ql_config *config, ql_error *err);
+/* The ways in which matrices are held, those of the layers first; returns how many. Once sealed. */
+int ql_weights_held(const ql_weights *weights, const ql_config *config, ql_dtype held[4]);
 void ql_weights_clear(ql_weights *weights);
 
 #endif

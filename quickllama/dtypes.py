@@ -5,40 +5,41 @@ from __future__ import annotations
 from quickllama.checks import nearest
 from quickllama.errors import InvalidType, InvalidValue
 
-__all__ = ["dtype_name", "held_dtype"]
+__all__ = ["WEIGHT_DTYPES", "held_dtype", "kv_dtype_name"]
 
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8", "q4", "stored")
+"""Ways to hold a model's matrices: as floats; as 8 bits with one scale per row; as 4 bits in
+blocks of 32 with scale and minimum; or each in the nearest of these to how its file has it."""
+
+_KV_DTYPES = ("float32", "bfloat16")
 _SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-_NAMES = ("float32", "bfloat16", "float16")
-_HELD = ("float32", "bfloat16")
-
-
-def dtype_name(value: object, name: str = "dtype") -> str:
-    """``"float32"``, ``"bfloat16"`` or ``"float16"`` for a name or for f32, bf16, f16.
-
-    Raises InvalidType if it is no string, InvalidValue if the name is not known.
-    """
-    if not isinstance(value, str):
-        raise InvalidType(
-            f"{name} must be the name of a number format ('float32', 'bfloat16'), not {value!r}"
-        )
-    result = _SHORT.get(value, value)
-    if result not in _NAMES:
-        raise InvalidValue(
-            f"{name} must be one of 'float32', 'bfloat16', 'float16' (or f32, bf16, f16), "
-            f"not {value!r}{nearest(value, _NAMES)}"
-        )
-    return result
 
 
 def held_dtype(value: object, name: str = "dtype") -> str:
-    """The name of a format that the core can hold and compute with: float32 or bfloat16.
+    """One of :data:`WEIGHT_DTYPES`, for itself or for f32, bf16.
 
-    Raises InvalidValue for float16, which is read from files and arrays but not held.
+    Raises InvalidType if it is no string, InvalidValue for any other name.
     """
-    result = dtype_name(value, name)
-    if result not in _HELD:
+    return _one_of(WEIGHT_DTYPES, value, name)
+
+
+def kv_dtype_name(value: object, name: str = "kv_dtype") -> str:
+    """float32 or bfloat16, how keys and values are kept, for itself or for f32, bf16.
+
+    Raises InvalidType if it is no string, InvalidValue for any other name.
+    """
+    return _one_of(_KV_DTYPES, value, name)
+
+
+def _one_of(names: tuple[str, ...], value: object, name: str) -> str:
+    listed = ", ".join(repr(known) for known in names[:-1]) + f" or {names[-1]!r}"
+    if not isinstance(value, str):
+        raise InvalidType(f"{name} must be {listed}, not {value!r}")
+    result = _SHORT.get(value, value)
+    if result in names:
+        return result
+    if result == "float16":
         raise InvalidValue(
-            f"{name} must be 'float32' or 'bfloat16': {result} is read and converted to one of "
-            "these, but not kept"
+            f"{name} must be {listed}: float16 is read and converted to one of these, but not kept"
         )
-    return result
+    raise InvalidValue(f"{name} must be {listed}, not {value!r}{nearest(value, names)}")

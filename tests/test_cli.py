@@ -389,6 +389,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["path"] == str(folder) and facts["stored_as"] == "float32"
+    assert facts["matrices_stored_as"] == facts["dtype_stored_holds_them_as"] == "float32"
     assert facts["key_value_bytes_per_token"] == 2 * 2 * 2 * 2 * 8
     (folder / "tokenizer.json").rename(folder / "kept")
     try:

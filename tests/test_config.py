@@ -11,7 +11,7 @@ import pytest
 from quickllama import Error, InvalidType, InvalidValue, MissingKey
 from quickllama.config import WINDOWS, GenerationConfig, MemoryConfig, ModelConfig
 from quickllama.cpu import thread_count
-from quickllama.dtypes import dtype_name, held_dtype
+from quickllama.dtypes import held_dtype, kv_dtype_name
 
 SMALL = {
     "vocab_size": 160,
@@ -350,18 +350,21 @@ def test_generation_values_become_plain() -> None:
 
 
 def test_names_of_formats() -> None:
-    assert [dtype_name(name) for name in ("f32", "bf16", "f16")] == [
+    assert [held_dtype(name) for name in ("f32", "bf16", "int8")] == [
         "float32",
         "bfloat16",
-        "float16",
+        "int8",
     ]
-    assert held_dtype("bf16") == "bfloat16"
-    with pytest.raises(InvalidValue, match="kept"):
-        held_dtype("float16")
-    with pytest.raises(InvalidValue, match="did you mean 'float32'"):
-        dtype_name("flot32")
-    with pytest.raises(InvalidType):
-        dtype_name(np.float32)
+    assert kv_dtype_name("bf16") == "bfloat16"
+    for names in (held_dtype, kv_dtype_name):
+        with pytest.raises(InvalidValue, match="not kept"):
+            names("f16")
+        with pytest.raises(InvalidValue, match="did you mean 'float32'"):
+            names("flot32")
+        with pytest.raises(InvalidType, match="'float32'"):
+            names(np.float32)
+    with pytest.raises(InvalidValue, match="kv_dtype must be 'float32' or 'bfloat16', not 'int8'"):
+        kv_dtype_name("int8")
 
 
 def test_threads_are_bounded() -> None:

@@ -20,6 +20,7 @@ from tiny_models import random_ids, random_weights
 import quickllama as ql
 
 THREADS = (1, 2, 3, 5)
+DTYPES = ("float32", "bfloat16", "int8", "q4")
 CONFIG: dict[str, Any] = {
     # large enough that every matrix is cut into several panels
     "vocab_size": 1000,
@@ -83,17 +84,19 @@ def thread_digests() -> list[str]:
     """One line per memory and dtype: the digests of all logits with each number of threads."""
     lines = []
     prompt = PROMPT[:220]  # three chunks, several blocks
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         models = [build(n_threads, dtype) for n_threads in THREADS]
-        for name in MEMORIES:
-            found = [digest(read(begin(model, name, dtype), prompt=prompt)) for model in models]
+        kv_dtype = "float32" if dtype == "float32" else "bfloat16"
+        # Weights of few bits know nothing of memories.
+        for name in MEMORIES if dtype in ("float32", "bfloat16") else ("qllm",):
+            found = [digest(read(begin(model, name, kv_dtype), prompt=prompt)) for model in models]
             found += [digest(model.forward(prompt)) for model in models if name == "full"]
             lines.append(f"{dtype}; {name}; {' '.join(found)}")
     return lines
 
 
 def check_thread_digests(lines: Sequence[str]) -> None:
-    assert len(lines) == 2 * len(MEMORIES)
+    assert len(lines) == 2 * len(MEMORIES) + 2
     for line in lines:
         found = line.split("; ")[-1].split()
         for start in range(0, len(found), len(THREADS)):
@@ -133,6 +136,17 @@ def test_threads_change_no_bit_with_the_haswell_kernels() -> None:
 def test_splitting_at_whole_chunks_changes_no_bit(name: str, cuts: tuple[int, ...]) -> None:
     model = build()
     np.testing.assert_array_equal(read(begin(model, name), cuts), read(begin(model, name)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_splits_and_forks_change_no_bit_in_any_dtype(dtype: str) -> None:
+    model = build(dtype=dtype)
+    expected = read(begin(model, "qllm", "bfloat16"))
+    np.testing.assert_array_equal(read(begin(model, "qllm", "bfloat16"), (2 * EXC,)), expected)
+    original = begin(model, "qllm", "bfloat16")
+    first = original.feed(PROMPT[: 2 * EXC], all_logits=True)
+    rest = read(original.fork(), prompt=PROMPT[2 * EXC :])
+    np.testing.assert_array_equal(np.concatenate([first, rest]), expected)
 
 
 @pytest.mark.parametrize("name", ["infllm", "qllm"])

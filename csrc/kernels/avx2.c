@@ -4,9 +4,19 @@
 
 #define QL_WIDEN(half)   (vu) _mm256_cvtepu16_epi32((__m128i)(half))
 #define QL_NARROW(whole) __builtin_convertvector(whole, vh)
-#define QL_VARIANT       avx2
-#define QL_LANES         8
-#define QL_REGISTERS     16
+#define QL_NEAREST(v)    (vi) _mm256_cvtps_epi32((__m256)(v))
+#define QL_HALVES(bits)  (vf) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(bits)))
+#define QL_DOT_PAIRS(sum, w, x)                                                                    \
+    (vi) _mm256_add_epi16((__m256i)(sum), _mm256_maddubs_epi16((__m256i)(w), (__m256i)(x)))
+#define QL_ADD_PAIRS(low, high)                                                                    \
+    ((vi)_mm256_madd_epi16((__m256i)(low), _mm256_set1_epi16(1)) +                                 \
+     (vi)_mm256_madd_epi16((__m256i)(high), _mm256_set1_epi16(16)))
+#define QL_TILE_ROWS  4
+#define QL_INT8_PARTS 1
+#define QL_Q4_PARTS   1
+#define QL_VARIANT    avx2
+#define QL_LANES      8
+#define QL_REGISTERS  16
 #include "body.inc"
 #else
 typedef int ql_nothing_here; /* a file of C holds at least one declaration */

@@ -203,10 +203,91 @@ static void product_add_scaled(float *y, const void *x, float factor, size_t n) 
 static const ql_panels panels_f32 = {sizeof(float),    product_pack_rows, product_pack_columns,
                                      product_multiply, product_exp_sum,   product_add_scaled};
 
+static void round_groups(ql_group *groups, const float *x, size_t k) {
+    for (size_t first = 0; first < k; first += QL_GROUP) {
+        ql_group *group = &groups[first / QL_GROUP];
+        float most = 0;
+        bool finite = true;
+        *group = (ql_group){0};
+        for (size_t j = 0; j < QL_GROUP && first + j < k; j++) {
+            float size = fabsf(x[first + j]);
+            if (!isfinite(size)) finite = false;
+            if (size > most) most = size;
+        }
+        if (!finite) group->scale = NAN;
+        if (!finite || most < 0x1p-100f) continue; /* so small a group counts as zeros */
+        group->scale = most / 127;
+        for (size_t j = 0; j < QL_GROUP && first + j < k; j++) {
+            group->q[j] = (int8_t)lrintf(x[first + j] * (127 / most));
+            group->sums[j / QL_BLOCK] += group->q[j];
+        }
+    }
+}
+
+static void int8_multiply(float *y, size_t ldy, const ql_group *x, const uint8_t *w, int m,
+                          size_t n, size_t k, bool accumulate) {
+    size_t groups = (k + QL_GROUP - 1) / QL_GROUP, columns = groups * QL_GROUP;
+    for (size_t t = 0; t < (size_t)m; t++)
+        for (size_t i = 0; i < n; i++) {
+            const uint8_t *strip = w + i / QL_STRIP * QL_STRIP * (columns + sizeof(float));
+            float sum = 0, scale;
+            for (size_t g = 0; g < groups; g++) {
+                const ql_group *group = &x[t * groups + g];
+                int products = 0;
+                for (size_t j = 0; j < QL_GROUP; j++) {
+                    size_t column = g * QL_GROUP + j;
+                    size_t at = column / 4 * 4 * QL_STRIP + i % QL_STRIP * 4 + column % 4;
+                    products += group->q[j] * (strip[at] - 128);
+                }
+                sum = fmaf((float)products, group->scale, sum);
+            }
+            memcpy(&scale, strip + QL_STRIP * columns + i % QL_STRIP * sizeof scale, sizeof scale);
+            y[t * ldy + i] = accumulate ? sum * scale + y[t * ldy + i] : sum * scale;
+        }
+}
+
+static float from_f16(const uint8_t *bytes) {
+    uint16_t h;
+    memcpy(&h, bytes, sizeof h);
+    int exponent = h >> 10 & 31, fraction = h & 1023;
+    float size = exponent == 31  ? (fraction ? NAN : INFINITY)
+                 : exponent == 0 ? ldexpf((float)fraction, -24)
+                                 : ldexpf((float)(fraction + 1024), exponent - 25);
+    return h >> 15 ? -size : size;
+}
+
+static void q4_multiply(float *y, size_t ldy, const ql_group *x, const uint8_t *w, int m, size_t n,
+                        size_t k, bool accumulate) {
+    size_t groups = (k + QL_GROUP - 1) / QL_GROUP, blocks = (k + QL_BLOCK - 1) / QL_BLOCK;
+    for (size_t t = 0; t < (size_t)m; t++)
+        for (size_t i = 0; i < n; i++) {
+            float sum = 0, part = 0;
+            for (size_t b = 0; b < blocks; b++) {
+                const ql_group *group = &x[t * groups + b / 2];
+                const uint8_t *block = w + (i / QL_STRIP * blocks + b) * QL_STRIP * 20;
+                const uint8_t *halves = block + 4 * QL_STRIP + i % QL_STRIP * 4;
+                int products = 0;
+                for (size_t j = 0; j < QL_BLOCK; j++) {
+                    int both = halves[j % 16 / 4 * 4 * QL_STRIP + j % 4];
+                    products += group->q[b % 2 * QL_BLOCK + j] * (j < 16 ? both & 15 : both >> 4);
+                }
+                float d = from_f16(block + i % QL_STRIP * 2),
+                      minimum = from_f16(block + 2 * QL_STRIP + i % QL_STRIP * 2);
+                part = fmaf(d, (float)products, b % 2 ? part : 0);
+                part = fmaf(minimum, (float)group->sums[b % 2], part);
+                if (b % 2 || b + 1 == blocks) sum = fmaf(part, group->scale, sum);
+            }
+            y[t * ldy + i] = accumulate ? sum + y[t * ldy + i] : sum;
+        }
+}
+
+static const ql_integers integers = {round_groups, int8_multiply, q4_multiply};
+
 const ql_kernels ql_kernels_naive = {
     .name = "naive",
     .panels = &panels,
     .panels_f32 = &panels_f32,
+    .integers = &integers,
     .dots_f32 = dots_f32,
     .dots_bf16 = dots_bf16,
     .mix_f32 = mix_f32,

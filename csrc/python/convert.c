@@ -172,6 +172,16 @@ bool qlpy_dtype(module_state *state, PyObject *value, const char *what, ql_dtype
     return qlpy_choice(state, value, what, names, &none); /* whose failure lists them */
 }
 
+bool qlpy_held(module_state *state, PyObject *value, const char *what, ql_dtype *out) {
+    static const char *const names[] = {"float32", "bfloat16", "int8", "q4", "stored", NULL};
+    const char *text = qlpy_text(state, value, what);
+    if (!text || ql_held_parse(text, out)) {
+        return text != NULL;
+    }
+    int none;
+    return qlpy_choice(state, value, what, names, &none); /* whose failure lists them */
+}
+
 bool qlpy_span(module_state *state, PyObject *value, int64_t *begin, int64_t *end) {
     *begin = *end = 0;
     if (value == Py_None) {

@@ -24,6 +24,7 @@ bool qlpy_double(module_state *state, PyObject *value, const char *what, double 
 bool qlpy_bool(module_state *state, PyObject *value, const char *what, bool *out);
 const char *qlpy_text(module_state *state, PyObject *value, const char *what); /* lives as value */
 bool qlpy_dtype(module_state *state, PyObject *value, const char *what, ql_dtype *out);
+bool qlpy_held(module_state *state, PyObject *value, const char *what, ql_dtype *out);
 
 /* One of names, which ends with NULL; *out is its index. */
 bool qlpy_choice(module_state *state, PyObject *value, const char *what, const char *const *names,

@@ -3,6 +3,7 @@
 
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdio.h>
 
 /* ---- weights: see module.h ---- */
 
@@ -161,7 +162,7 @@ static weights *build(module_state *state, PyObject *config_dict, PyObject *tens
     int n_threads;
     ql_error err = {0};
     if (!qlpy_config(state, config_dict, &config) ||
-        !qlpy_dtype(state, dtype_name, "dtype", &dtype) ||
+        !qlpy_held(state, dtype_name, "dtype", &dtype) ||
         !qlpy_int(state, threads, "n_threads", &n_threads)) {
         return NULL;
     }
@@ -273,10 +274,22 @@ static PyObject *model_forward(PyObject *object, PyObject *args, PyObject *kwarg
 
 /* ---- attributes ---- */
 
+/* "bfloat16"; of "stored" what it came to, such as "q4+int8". */
+static PyObject *held_name(const ql_model *model) {
+    ql_dtype held[4] = {ql_model_dtype(model)};
+    int n = held[0] == QL_STORED ? ql_model_held(model, held) : 1;
+    char text[64];
+    for (int i = 0, at = 0; i < n; i++) {
+        at += snprintf(text + at, sizeof text - (size_t)at, "%s%s", i ? "+" : "",
+                       ql_dtype_name(held[i]));
+    }
+    return PyUnicode_FromString(text);
+}
+
 static PyObject *get_dtype(PyObject *self, void *unused) {
     (void)unused;
     weights *owned = ready((model_object *)self);
-    return owned ? PyUnicode_FromString(ql_dtype_name(ql_model_dtype(owned->model))) : NULL;
+    return owned ? held_name(owned->model) : NULL;
 }
 
 static PyObject *get_n_threads(PyObject *self, void *unused) {
@@ -304,7 +317,9 @@ static PyObject *get_size(PyObject *self, void *offset) {
     {name, get_size, NULL, PyDoc_STR(doc), (void *)offsetof(ql_config, field)}
 
 static PyGetSetDef attributes[] = {
-    {"dtype", get_dtype, NULL, PyDoc_STR("How the matrices are held: 'float32' or 'bfloat16'."),
+    {"dtype", get_dtype, NULL,
+     PyDoc_STR("How the matrices are held: 'float32', 'bfloat16', 'int8' or 'q4'; of a model "
+               "made\nwith 'stored' what that came to, layers first, such as 'q4+int8'."),
      NULL},
     {"n_threads", get_n_threads, NULL, PyDoc_STR("Threads that compute."), NULL},
     {"nbytes", get_nbytes, NULL,
@@ -321,19 +336,19 @@ static PyGetSetDef attributes[] = {
 static PyObject *model_repr(PyObject *object) {
     model_object *self = (model_object *)object;
     PyObject *name = PyType_GetName(Py_TYPE(object));
-    PyObject *text = NULL;
-    if (name && atomic_load(&self->stage) == READY) {
+    PyObject *text = NULL, *held = NULL;
+    if (name && atomic_load(&self->stage) == READY && (held = held_name(self->weights->model))) {
         ql_model *model = self->weights->model;
         const ql_config *c = ql_model_config(model);
-        text = PyUnicode_FromFormat("<%U of %d layers, %d/%d heads of %d, vocabulary %d, %s, "
+        text = PyUnicode_FromFormat("<%U of %d layers, %d/%d heads of %d, vocabulary %d, %U, "
                                     "%zu MiB, %d threads>",
                                     name, c->num_hidden_layers, c->num_attention_heads,
-                                    c->num_key_value_heads, c->head_dim, c->vocab_size,
-                                    ql_dtype_name(ql_model_dtype(model)),
+                                    c->num_key_value_heads, c->head_dim, c->vocab_size, held,
                                     ql_model_bytes(model) >> 20, ql_model_threads(model));
-    } else if (name) {
+    } else if (name && !PyErr_Occurred()) {
         text = PyUnicode_FromFormat("<%U without weights>", name);
     }
+    Py_XDECREF(held);
     Py_XDECREF(name);
     return text;
 }
@@ -351,7 +366,9 @@ static const char model_doc[] =
     "    such as 'q8_0'; shape [out, in] or [n].\n"
     "    An array that can be used as it lies is not copied: it is kept alive by the model\n"
     "    and its sessions, and must not be changed.\n"
-    "dtype: 'float32' or 'bfloat16', how the matrices are held.\n"
+    "dtype: how the matrices are held: 'float32', 'bfloat16', 'int8' (one scale per row),\n"
+    "    'q4' (blocks of 32 with scale and minimum; embedding and head as int8), or 'stored':\n"
+    "    each nearly as it comes, see held_as.\n"
     "n_threads: 1 ... 64.\n\n"
     "Raises MissingKey (a key or tensor that is missing or unknown), InvalidValue (sizes,\n"
     "shapes, layouts), InvalidType (types, dtypes), MemoryError, Busy (__init__ called\n"

@@ -136,6 +136,28 @@ static PyObject *decode(PyObject *module, PyObject *args, PyObject *kwargs) {
     return (PyObject *)out;
 }
 
+static const char held_as_doc[] =
+    "held_as($module, dtype, stored, vocabulary=False)\n"
+    "--\n\n"
+    "How a model made with dtype ('stored', ...) holds a matrix that comes as stored ('q4_1',\n"
+    "...): 'float32', 'bfloat16', 'int8' or 'q4'. vocabulary: of the embedding or the head.\n\n"
+    "Raises InvalidValue for a name that is not known, InvalidType for what is no name.";
+
+static PyObject *held_as(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"dtype", "stored", "vocabulary", NULL};
+    module_state *state = state_of(module);
+    PyObject *dtype_given, *stored_given;
+    int vocabulary = 0;
+    ql_dtype dtype, stored;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|p:held_as", names, &dtype_given,
+                                     &stored_given, &vocabulary) ||
+        !qlpy_held(state, dtype_given, "dtype", &dtype) ||
+        !qlpy_dtype(state, stored_given, "stored", &stored)) {
+        return NULL;
+    }
+    return PyUnicode_FromString(ql_dtype_name(ql_held_as(dtype, stored, vocabulary)));
+}
+
 static PyMethodDef functions[] = {
     {"cpu_variants", cpu_variants, METH_NOARGS, cpu_variants_doc},
     {"cpu_variant", cpu_variant, METH_NOARGS, cpu_variant_doc},
@@ -143,6 +165,7 @@ static PyMethodDef functions[] = {
     {"computes_bfloat16", computes_bfloat16, METH_NOARGS, computes_bfloat16_doc},
     {"blas_name", blas_name, METH_NOARGS, blas_name_doc},
     {"decode", (PyCFunction)(void (*)(void))decode, METH_VARARGS | METH_KEYWORDS, decode_doc},
+    {"held_as", (PyCFunction)(void (*)(void))held_as, METH_VARARGS | METH_KEYWORDS, held_as_doc},
     {NULL, NULL, 0, NULL},
 };
 

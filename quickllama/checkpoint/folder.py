@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from quickllama.checkpoint.mapped_file import read_json
 from quickllama.checkpoint.safetensors import SafetensorsFile
-from quickllama.checkpoint.tensor import Checkpoint, Tensor, main_dtype
+from quickllama.checkpoint.tensor import Checkpoint, Tensor, matrix_dtypes
 from quickllama.errors import FileProblem
 
 if TYPE_CHECKING:
@@ -37,9 +37,10 @@ class FolderCheckpoint(Checkpoint):
         generation = path / "generation_config.json"
         self.generation_config = read_json(generation) if os.path.exists(generation) else {}
         self._files = _weight_files(path)
-        self.dtype = main_dtype(
+        self.matrices = matrix_dtypes(
             (entry.dtype, entry.shape) for file in self._files for entry in file.entries.values()
         )
+        self.dtype = next(iter(self.matrices), "float32")
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once, one at a time, shard by shard."""

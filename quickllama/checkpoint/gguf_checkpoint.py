@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from quickllama.checkpoint.gguf import GGUFFile, Metadata
 from quickllama.checkpoint.rope_factors import linear_scaling, scaling_of_divisors
-from quickllama.checkpoint.tensor import Checkpoint, Tensor, main_dtype, view
+from quickllama.checkpoint.tensor import Checkpoint, Tensor, matrix_dtypes, view
 from quickllama.errors import FileProblem, InvalidValue
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class GGUFCheckpoint(Checkpoint):
             key: self.config[key] for key in ("bos_token_id", "eos_token_id") if key in self.config
         }
         tensors = self._file.tensors.values()
-        self.dtype = main_dtype((entry.dtype, entry.shape) for entry in tensors)
+        self.matrices = matrix_dtypes((entry.dtype, entry.shape) for entry in tensors)
+        self.dtype = next(iter(self.matrices), "float32")
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor once, one at a time, in the order of the file; rows of q and k that the

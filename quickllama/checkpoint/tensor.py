@@ -15,7 +15,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from quickllama.tokenizer import Tokenizer
 
-__all__ = ["BLOCKS", "Checkpoint", "Tensor", "main_dtype", "n_bytes", "view"]
+__all__ = ["BLOCKS", "Checkpoint", "Tensor", "matrix_dtypes", "n_bytes", "view"]
 
 BLOCKS: Mapping[str, tuple[int, int]] = {
     "float32": (1, 4),
@@ -61,12 +61,14 @@ class Checkpoint(ABC):
     * ``config``: keys of a HuggingFace ``config.json``, for ``ModelConfig.from_hf``.
     * ``generation_config``: keys of ``generation_config.json``; empty if there is none.
     * ``dtype``: the storage dtype of most weights, a key of :data:`BLOCKS`.
+    * ``matrices``: the storage dtypes of the matrices, that of most weights first.
     """
 
     path: Path
     config: dict[str, Any]
     generation_config: dict[str, Any]
     dtype: str
+    matrices: tuple[str, ...]
 
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
@@ -96,9 +98,10 @@ def view(raw: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> npt.
     return raw.view(kind).reshape(shape)
 
 
-def main_dtype(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-    """The dtype in which most values are stored, given (dtype, shape) of each tensor."""
+def matrix_dtypes(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[str, ...]:
+    """The dtypes of matrices, that of most values first; ``tensors``: (dtype, shape) of each."""
     values: Counter[str] = Counter()
     for dtype, shape in tensors:
-        values[dtype] += prod(shape)
-    return values.most_common(1)[0][0] if values else "float32"
+        if len(shape) == 2:
+            values[dtype] += prod(shape)
+    return tuple(dtype for dtype, _ in values.most_common())

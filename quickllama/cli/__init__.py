@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except MemoryError:
         print(
-            "quickllama: there is not enough memory; take a smaller model, --dtype bfloat16 or a "
+            "quickllama: there is not enough memory; take a smaller model, --dtype stored or a "
             "shorter text",
             file=sys.stderr,
         )
@@ -278,7 +278,11 @@ def _add_common(ask: argparse.ArgumentParser) -> None:
         help="show the passages behind an answer",
     )
     ask.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N", help="default: cores")
-    ask.add_argument("--dtype", help="float32 or bfloat16 (default: what the CPU computes best)")
+    ask.add_argument(
+        "--dtype",
+        help="how weights are held: float32, bfloat16, int8, q4, or stored: nearest to the file's "
+        "own (default: bfloat16 or float32, whichever the CPU computes better)",
+    )
     ask.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

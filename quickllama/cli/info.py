@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from quickllama import checkpoint
+from quickllama import _core, checkpoint
 from quickllama.config import KV_DTYPE, MemoryConfig, ModelConfig
 from quickllama.errors import Error
 from quickllama.hub import locate
@@ -25,6 +26,10 @@ def info(model: str, *, as_json: bool) -> int:
         "family": config.model_type,
         "parameters": config.parameters,
         "stored_as": opened.dtype,
+        "matrices_stored_as": _names(opened.matrices),
+        "dtype_stored_holds_them_as": _names(
+            _core.held_as("stored", dtype) for dtype in opened.matrices
+        ),
         "stored_bytes": _stored_bytes(path),
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
@@ -47,6 +52,10 @@ def info(model: str, *, as_json: bool) -> int:
     for name, value in facts.items():
         print(f"{name.replace('_', ' '):<{width}}  {_shown(value)}")
     return 0
+
+
+def _names(dtypes: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(dtypes))
 
 
 def _has_chat_template(opened: checkpoint.Checkpoint) -> bool | None:

@@ -6,10 +6,15 @@
 
 #include "blas.h"
 #include "check.h"
+#include "held.h"
 #include "linear.h"
+#include "strips.h"
 #include "threads.h"
 
 enum { MOST_THREADS = 5 };
+
+static const ql_dtype ways[] = {QL_F32, QL_BF16, QL_INT8, QL_Q4};
+enum { N_WAYS = 4 };
 
 static uint64_t seed = 1;
 
@@ -24,39 +29,36 @@ static float *floats(size_t n) {
     return x;
 }
 
-/* Numbers that bfloat16 holds exactly: products of bfloat16 round x, which then changes nothing. */
-static float *round_numbers(size_t n) {
-    const ql_kernels *kernels = ql_kernels_get("naive");
+/* Numbers that bfloat16 and groups of int8 hold exactly (products round x, which then changes
+ * nothing): multiples of 1/128, the largest in every eight. */
+static float *whole_numbers(size_t n) {
     float *x = floats(n);
-    uint16_t *halves = malloc((n + 1) * sizeof *halves);
-    kernels->pack_bf16(halves, x, n);
-    kernels->unpack_bf16(x, halves, n);
-    free(halves);
+    for (size_t i = 0; i < n; i++)
+        x[i] = i % 8 ? (float)(int)(127 * x[i]) / 128 : (i % 16 ? 127 : -127) / 128.0f;
     return x;
 }
 
 typedef struct layer {
     ql_matrix w;
     float *plain; /* the matrix as float32, [n_out, n_in] */
-    uint16_t *halves;
+    void *held;
     float *bias;
 } layer;
 
 static layer make(int n_in, int n_out, ql_dtype dtype, bool bias) {
     const ql_kernels *kernels = ql_kernels_get("naive");
-    size_t n = (size_t)n_in * (size_t)n_out;
-    layer l = {.plain = floats(n),
-               .halves = malloc((n + 1) * sizeof(uint16_t)),
-               .bias = floats((size_t)n_out)};
-    kernels->pack_bf16(l.halves, l.plain, n);
-    if (dtype == QL_BF16) kernels->unpack_bf16(l.plain, l.halves, n);
-    const void *data = dtype == QL_BF16 ? (const void *)l.halves : l.plain;
+    size_t rows = (size_t)n_out, columns = (size_t)n_in;
+    size_t bytes = (ql_held_bytes(dtype, rows, columns) + 63) / 64 * 64;
+    layer l = {
+        .plain = floats(rows * columns), .held = aligned_alloc(64, bytes), .bias = floats(rows)};
+    CHECK_EQUAL(ql_hold(l.held, dtype, l.plain, QL_F32, rows, columns, kernels, 2), QL_OK);
     l.w = (ql_matrix){
-        .data = data, .bias = bias ? l.bias : NULL, .n_out = n_out, .n_in = n_in, .dtype = dtype};
+        .data = l.held, .bias = bias ? l.bias : NULL, .n_out = n_out, .n_in = n_in, .dtype = dtype};
+    for (int i = 0; i < n_out; i++) ql_matrix_row(kernels, l.plain + (size_t)i * columns, &l.w, i);
     return l;
 }
 
-static void unmake(layer *l) { free(l->plain), free(l->halves), free(l->bias); }
+static void unmake(layer *l) { free(l->plain), free(l->held), free(l->bias); }
 
 /* The largest error of y, and 1 where something between the rows was touched. */
 static double error_of(const layer *l, const float *y, const float *before, size_t ldy,
@@ -85,7 +87,7 @@ static void check_layers(layer *layers, int n, int n_rows, bool accumulate) {
     const ql_kernels *kernels = ql_kernels_get(NULL);
     int n_in = layers[0].w.n_in;
     size_t ldx = (size_t)n_in + 5, n_bytes = 64;
-    float *x = round_numbers((size_t)n_rows * ldx), *y[QL_MAX_JOBS], *before[QL_MAX_JOBS],
+    float *x = whole_numbers((size_t)n_rows * ldx), *y[QL_MAX_JOBS], *before[QL_MAX_JOBS],
           *first[QL_MAX_JOBS];
     size_t ldy[QL_MAX_JOBS], bytes[QL_MAX_JOBS];
     ql_linear_job jobs[QL_MAX_JOBS];
@@ -128,24 +130,33 @@ static void single(void) {
                              {100, 300}, {576, 192}, {33, 1000}, {1100, 290}};
     const int rows[] = {1, 2, 3, 4, 5, 8, 9, 17, 33, 130};
     for (int s = 0; s < 8; s++)
-        for (int dtype = QL_F32; dtype <= QL_BF16; dtype += QL_BF16 - QL_F32)
+        for (int i = 0; i < N_WAYS; i++)
             for (int bias = 0; bias < 2; bias++) {
-                layer l = make(shapes[s][0], shapes[s][1], (ql_dtype)dtype, bias);
+                layer l = make(shapes[s][0], shapes[s][1], ways[i], bias);
                 for (int r = 0; r < 10; r++) check_layers(&l, 1, rows[r], (r + s) % 2);
                 unmake(&l);
             }
 }
 
 static void together(void) { /* jobs of unequal sizes share a region */
-    for (int dtype = QL_F32; dtype <= QL_BF16; dtype += QL_BF16 - QL_F32) {
-        layer layers[QL_MAX_JOBS] = {
-            make(96, 576, (ql_dtype)dtype, true), make(96, 192, (ql_dtype)dtype, false),
-            make(96, 10, (ql_dtype)dtype, false), make(96, 700, (ql_dtype)dtype, true)};
+    for (int i = 0; i < N_WAYS; i++) {
+        layer layers[QL_MAX_JOBS] = {make(96, 576, ways[i], true), make(96, 192, ways[i], false),
+                                     make(96, 10, ways[i], false), make(96, 700, ways[i], true)};
         for (int n = 1; n <= QL_MAX_JOBS; n++) {
             check_layers(layers, n, 1, true);
             check_layers(layers, n, 140, true);
             check_layers(layers, n, 140, false);
         }
+        for (int j = 0; j < QL_MAX_JOBS; j++) unmake(&layers[j]);
+    }
+}
+
+static void unlike(void) { /* each held another way, as files mix them */
+    for (int i = 0; i < 8; i++) {
+        layer layers[QL_MAX_JOBS] = {make(96, 200, QL_INT8, true), make(96, 70, QL_Q4, false),
+                                     make(96, 60, i % 2 ? QL_BF16 : QL_INT8, false),
+                                     make(96, 90, i % 2 ? QL_Q4 : QL_F32, true)};
+        check_layers(layers, QL_MAX_JOBS, i < 4 ? 1 + i : 100 * i, i % 3 == 0);
         for (int j = 0; j < QL_MAX_JOBS; j++) unmake(&layers[j]);
     }
 }
@@ -161,25 +172,31 @@ static void wide(void) { /* more columns than are unpacked at once */
 static void every_variant(void) {
     const char *names[QL_MAX_VARIANTS];
     int n = ql_cpu_variants(names);
-    layer l = make(100, 300, QL_BF16, true);
-    for (int i = 0; i < n; i++) {
-        CHECK_EQUAL(ql_set_cpu_variant(names[i], NULL), QL_OK);
-        check_layers(&l, 1, 3, false);
-        check_layers(&l, 1, 30, true);
+    for (int way = 1; way < N_WAYS; way++) {
+        layer l = make(100, 300, ways[way], true);
+        for (int i = 0; i < n; i++) {
+            CHECK_EQUAL(ql_set_cpu_variant(names[i], NULL), QL_OK);
+            check_layers(&l, 1, 3, false);
+            check_layers(&l, 1, 30, true);
+        }
+        CHECK_EQUAL(ql_set_cpu_variant(NULL, NULL), QL_OK);
+        unmake(&l);
     }
-    CHECK_EQUAL(ql_set_cpu_variant(NULL, NULL), QL_OK);
-    unmake(&l);
 }
 
 static void rows_of_a_matrix(void) {
-    for (int dtype = QL_F32; dtype <= QL_BF16; dtype += QL_BF16 - QL_F32) {
-        layer l = make(37, 11, (ql_dtype)dtype, false);
-        float y[37];
-        for (int i = 0; i < 11; i++) {
-            ql_matrix_row(ql_kernels_get(NULL), y, &l.w, i);
-            CHECK_SAME_BITS(y, l.plain + 37 * i, sizeof y);
+    for (int way = 0; way < N_WAYS; way++) {
+        float plain[37 * 21], y[37];
+        for (int i = 0; i < 37 * 21; i++) plain[i] = uniform();
+        static _Alignas(64) char held[1 << 14];
+        ql_hold(held, ways[way], plain, QL_F32, 21, 37, ql_kernels_get(NULL), 2);
+        ql_matrix w = {held, NULL, 21, 37, ways[way]};
+        const double steps[] = {0, 0x1p-9, 1 / 254.0,
+                                2 / 30.0}; /* the most that rounding changes */
+        for (int i = 0; i < 21; i++) {
+            ql_matrix_row(ql_kernels_get(NULL), y, &w, i);
+            for (int j = 0; j < 37; j++) CHECK_NEAR(y[j], plain[37 * i + j], 1.01 * steps[way]);
         }
-        unmake(&l);
     }
 }
 
@@ -191,6 +208,7 @@ int main(int n_arguments, char **arguments) {
         CHECK_CONTAINS(ql_blas_name(), "Haswell");
     RUN(single);
     RUN(together);
+    RUN(unlike);
     RUN(wide);
     RUN(every_variant);
     RUN(rows_of_a_matrix);

@@ -22,10 +22,25 @@ static void names_and_sizes(void) {
     CHECK(!ql_dtype_parse("", &dtype));
     CHECK(!ql_dtype_parse(NULL, &dtype));
     CHECK_EQUAL(dtype, QL_Q4_1);
-    CHECK_CONTAINS(ql_dtype_name(QL_N_DTYPES), "unknown");
+    CHECK_CONTAINS(ql_dtype_name((ql_dtype)(QL_STORED + 1)), "unknown");
     CHECK_CONTAINS(ql_dtype_name((ql_dtype)-1), "unknown");
     CHECK_EQUAL(ql_dtype_block(QL_N_DTYPES), 0);
     CHECK_EQUAL(ql_dtype_block_bytes((ql_dtype)-1), 0);
+}
+
+static void ways_to_hold(void) {
+    const ql_dtype ways[] = {QL_F32, QL_BF16, QL_INT8, QL_Q4, QL_STORED};
+    ql_dtype dtype = QL_N_DTYPES;
+    for (int i = 0; i < 5; i++) {
+        CHECK(ql_held_parse(ql_dtype_name(ways[i]), &dtype));
+        CHECK_EQUAL(dtype, ways[i]);
+        CHECK_EQUAL(ql_dtype_parse(ql_dtype_name(ways[i]), &dtype), i < 2);
+    }
+    for (int i = QL_Q4_0; i < QL_N_DTYPES; i++)
+        CHECK(!ql_held_parse(ql_dtype_name((ql_dtype)i), &dtype));
+    CHECK(!ql_held_parse("f16", &dtype));
+    CHECK(!ql_held_parse("unknown", &dtype));
+    CHECK(!ql_held_parse(NULL, &dtype));
 }
 
 /* Decodes `blocks` blocks that begin `offset` bytes into an allocation and end with it. The result
@@ -95,6 +110,7 @@ static void four_bits_by_hand(void) {
 
 int main(void) {
     RUN(names_and_sizes);
+    RUN(ways_to_hold);
     RUN(any_alignment);
     RUN(nothing_to_decode);
     RUN(half_precision);
