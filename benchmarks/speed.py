@@ -25,7 +25,7 @@ import report
 import rows
 import tasks
 
-from quickllama import MemoryConfig, ModelConfig, checkpoint, dtypes
+from quickllama import MemoryConfig, ModelConfig, checkpoint
 from quickllama.cpu import physical_cores
 from quickllama.dtypes import held_dtype
 from quickllama.hub import locate
@@ -33,8 +33,7 @@ from quickllama.hub import locate
 WHAT = ("read", "skim", "decode", "prompt", "load", "memory")
 MORE = ("deep",)
 PEERS = ("transformers", "llamacpp")
-HELD = getattr(dtypes, "WEIGHT_DTYPES", ("bfloat16", "float32"))
-DTYPES = [name for name in ("bfloat16", "int8", "q4", "float32") if name in HELD]
+DTYPES = ["bfloat16", "int8", "q4", "float32"]
 TRANSFORMERS_TYPES = ("bfloat16", "float32")
 
 
