@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--texts", type=Path, help="folder of texts.py")
     add("--names", nargs="+", default=list(TEXTS), help="texts of it; their facts differ")
     add("--lengths", nargs="+", type=int, default=list(LENGTHS), help="tokens, about")
-    add("--readings", nargs="+", default=list(READINGS), choices=list(READINGS))
+    add("--readings", nargs="+", default=["window", "lookups", "stream"], choices=list(READINGS))
     add("--systems", nargs="+", help="only these of the readings' systems")
     add("--kinds", nargs="+", help="only questions of these kinds")
     add("--facts", type=int, default=10, help="in each text")

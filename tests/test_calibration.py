@@ -13,10 +13,10 @@ from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.cli import main
-from quickllama.documents import calibration
+from quickllama.documents import calibration, judgement
 from quickllama.documents.calibration import Trial, best_heads, fit_rule, found_rule, mean_log_ranks
-from quickllama.documents.confidence import features_of, question_likelihood
 from quickllama.documents.facts import filler, make_facts, ordinary_texts, text_with_facts
+from quickllama.documents.judgement import judge, question_likelihood
 from quickllama.documents.retrieval import Grid, Ranking
 
 
@@ -90,20 +90,35 @@ def test_the_best_heads_are_those_that_rank_the_answer_first() -> None:
     assert {layer for layer, _ in best_heads(layered, layers=2)} == {0, 1}
 
 
-def test_the_features_tell_what_stands_out() -> None:
+def test_the_ranking_tells_what_stands_out() -> None:
     raw = np.tile(np.tile([1.0, -1.0], 25), (4, 1))  # standard scores are all 1 and -1
     raw[:, 20] = raw[:, 21] = raw[:, 40] = 7
     raw[:, 20] += 1
-    found = ranking(raw)
-    margin, strength, likelihood = features_of(found, -1.5)
-    assert margin == pytest.approx(found.scores[20] - found.scores[40])  # 21 is its neighbour
-    assert (strength, likelihood) == (8, -1.5)
-    assert features_of(ranking(np.zeros((2, 1))), 0) == (0, 0, 0)
-    assert found.standing_out() == [20, 21, 40]
+    assert ranking(raw).standing_out() == [20, 21, 40]
     raw[:, [1, 3, 5]] = 7
     assert ranking(raw).standing_out() == [20, 1, 3, 5]
     assert ranking(raw).by([(0, 2)]).heads == ((0, 2),)
     np.testing.assert_array_equal(ranking(raw).by([(0, 2)]).by_head[0], ranking(raw).by_head[2])
+
+
+def test_the_likelier_question_decides_between_close_passages(
+    model: ql.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    likelihoods = {20: -4.0, 21: -4.5, 40: -1.5, 3: -3.0}
+    monkeypatch.setattr(judgement, "question_likelihood", lambda _, passage, __: passage)
+    raw = np.zeros((4, 50))
+    raw[:, 20], raw[:, 21], raw[:, 40], raw[:, 3] = 8, 7, 7, 2
+    before = ranking(raw)
+    after = judge(model, before, likelihoods.__getitem__, "Which?")
+    assert before.best(2) == [20, 21] and after.ranking.best(4) == [40, 20, 21, 3]
+    np.testing.assert_allclose(
+        after.ranking.scores[[40, 20, 3, 7]] - before.scores[[40, 20, 3, 7]], [0, -2.5, -1.5, -3]
+    )
+    margin, strength, likelihood = after.features
+    assert margin == pytest.approx(after.ranking.scores[40] - after.ranking.scores[20])
+    assert (strength, likelihood) == (7, -1.5)
+    one = judge(model, ranking(np.zeros((2, 1))), lambda _: -1.0, "Which?")
+    assert one.features == (0, 0, -1)
 
 
 def test_a_question_is_likelier_after_its_words(smollm2_path: Path) -> None:
@@ -129,8 +144,10 @@ def test_the_rule_parts_what_was_found_from_what_was_not(model: ql.Model) -> Non
         trials.append(trial(scores, answer))
     heads = trials[0].ranking.heads
     rule = found_rule(model, trials, heads)
-    likelihood = question_likelihood(model, "Some words.", "Which?")
-    confident = [rule.confidence(features_of(one.ranking, likelihood)) for one in trials]
+    confident = [
+        rule.confidence(judge(model, one.ranking, one.passages.__getitem__, "Which?").features)
+        for one in trials
+    ]
     found = [confidence >= rule.threshold for confidence in confident]
     assert np.mean(found[1::2]) > 0.95 and np.mean(found[::2]) < 0.15
     nothing = fit_rule(rng.standard_normal((100, 2)), np.arange(100) % 2)

@@ -96,7 +96,7 @@ def _print_seconds(rows: Sequence[Row], lengths: Sequence[int]) -> None:
             read = {
                 row["text"]: row["tokens"] / row["reading_seconds"]
                 for row in rows
-                if row["length"] == n and row["reading"] == reading
+                if row["length"] == n and row["reading"] == reading and row["reading_seconds"]
             }
             cells.append(f"{sum(read.values()) / len(read):,.0f} tokens/s" if read else "")
         table.append([f"reading: {reading}", *cells])

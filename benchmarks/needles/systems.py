@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import bm25s
 import numpy as np
@@ -14,6 +14,7 @@ import quickllama as ql
 from needles.cases import Question, Span
 from quickllama.documents.answer import widen
 from quickllama.documents.asking import rank_for
+from quickllama.documents.judgement import judge
 
 MAX_NEW_TOKENS = 32
 BEST = 8
@@ -55,6 +56,7 @@ class Heads:
             raise SystemExit("this model has no retrieval heads: calibrate it first")
         suffix, span = snapshot.form.suffix(self._model.tokenizer, question.text)
         ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, known.heads)
+        ranking = judge(self._model, ranking, snapshot.passage, question.text).ranking
         bounds = ranking.grid.bounds
         pieces = [snapshot.characters(*bounds[piece].tolist()) for piece in ranking.best(BEST)]
         answer = self._document.ask(
@@ -75,6 +77,23 @@ class Lookups:
         """The blocks that most lookups chose, and the answer."""
         paper = "paper" if self._document.memory.mode == "qllm" else None
         answer = self._document.ask(question.text, retrieval=paper, max_new_tokens=MAX_NEW_TOKENS)
+        pieces = [(passage.start, passage.end) for passage in answer.evidence]
+        return Found(pieces, answer.text, None, None, answer.first_token_seconds)
+
+
+class QuestionFirst:
+    """The paper's own way: the text is read anew for each question, with the question before and
+    after it."""
+
+    def __init__(self, model: ql.Model, text: str, memory: ql.MemoryConfig) -> None:
+        self._model = model
+        self._text = text
+        self._memory = memory
+
+    def ask(self, question: Question) -> Found:
+        """Read, and answer; the blocks that most lookups chose."""
+        document = self._model.read(self._text, question=question.text, memory=self._memory)
+        answer = document.ask(max_new_tokens=MAX_NEW_TOKENS)
         pieces = [(passage.start, passage.end) for passage in answer.evidence]
         return Found(pieces, answer.text, None, None, answer.first_token_seconds)
 
@@ -186,9 +205,26 @@ def read_skim(model: ql.Model, text: str) -> Reading:
     return Reading(seconds, len(document), {"skim": Heads(document)})
 
 
+def read_for_each_question(model: ql.Model, text: str) -> Reading:
+    """Nothing is read beforehand. Few first tokens: the question is soon forgotten, as it is not
+    kept for its own sake."""
+    settings: dict[str, dict[str, Any]] = {
+        "question first": {},
+        "question first, authors' mask": {"mask": "authors"},
+        "question first, 16 first tokens": {"n_init": 16},
+        "question first, no lookups": {"topk": 0},
+    }
+    systems = {
+        name: QuestionFirst(model, text, ql.MemoryConfig(**setting))
+        for name, setting in settings.items()
+    }
+    return Reading(0.0, len(model.tokenizer.encode(text)), systems)
+
+
 READINGS: dict[str, Callable[[ql.Model, str], Reading]] = {
     "window": read_window,
     "skim": read_skim,
     "lookups": read_lookups,
     "stream": read_stream,
+    "question first": read_for_each_question,
 }

@@ -25,7 +25,8 @@ class Passage:
     """Characters [start, end) of a document's text that an answer rests on.
 
     ``score`` says how far it stands out: with retrieval heads, standard deviations above the
-    document's mean, averaged over the heads (:mod:`quickllama.documents.retrieval`); with the
+    document's mean, averaged over the heads (:mod:`quickllama.documents.retrieval`), less how much
+    likelier the question is after another passage (:mod:`quickllama.documents.judgement`); with the
     paper's lookups the share of them (layers times tokens) that chose it, 0 to 1. ``layers``: the
     layers whose heads or lookups chose it.
     """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, widen
-from quickllama.documents.confidence import FEWEST_PIECES, features_of, question_likelihood
+from quickllama.documents.judgement import FEWEST_PIECES, judge
 from quickllama.documents.passages import retrieved_passages
 from quickllama.documents.retrieval import Grid, Ranking, all_heads, centred_queries, rank_pieces
 from quickllama.errors import InvalidType, InvalidValue
@@ -191,6 +191,16 @@ class Snapshot:
         inside = self.offsets[begin - self.text_start : end - self.text_start]
         return int(inside[:, 0].min()), int(inside[:, 1].max())
 
+    def span_of(self, first: int, last: int) -> Span:
+        """The characters of the pieces ``first`` ... ``last``, grown to whole sentences."""
+        bounds = self.grid.bounds
+        return widen(self.text, *self.characters(int(bounds[first, 0]), int(bounds[last, 1])))
+
+    def passage(self, piece: int) -> str:
+        """The text of a piece, grown to whole sentences."""
+        start, end = self.span_of(piece, piece)
+        return self.text[start:end]
+
 
 def rank_for(
     session: Session, snapshot: Snapshot, asked: NDArray[np.int64], span: Span, heads: Any
@@ -211,12 +221,12 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
         check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
     ranking = rank_for(session, snapshot, suffix, span, heads)
+    judgement = judge(model, ranking, snapshot.passage, asking.question)
+    ranking = judgement.ranking
     evidence = evidence_of(snapshot, ranking, asking)
     confidence = None
     if rule is not None and len(ranking.scores) >= FEWEST_PIECES:
-        best = passage_of(snapshot, ranking, ranking.best(1))
-        likelihood = question_likelihood(model, snapshot.text[slice(*best)], asking.question)
-        confidence = rule.confidence(features_of(ranking, likelihood))
+        confidence = rule.confidence(judgement.features)
     if rule is not None and confidence is not None and confidence < rule.threshold:
         notes.append(
             f"no passage stands out (confidence {confidence:.2f}, {rule.threshold:.2f} needed)"
@@ -277,18 +287,11 @@ def _groups(ranking: Ranking, asking: Asking) -> list[list[int]]:
     return sorted(runs, key=lambda run: min(place.get(piece, len(place)) for piece in run))
 
 
-def passage_of(snapshot: Snapshot, ranking: Ranking, run: list[int]) -> Span:
-    """The characters of adjacent pieces, grown to whole sentences."""
-    bounds = ranking.grid.bounds
-    inside = snapshot.characters(int(bounds[run[0], 0]), int(bounds[run[-1], 1]))
-    return widen(snapshot.text, *inside)
-
-
 def evidence_of(snapshot: Snapshot, ranking: Ranking, asking: Asking) -> list[Passage]:
     """The best passages as text, grown to whole sentences, adjacent ones merged, best first."""
     found: dict[Span, list[int]] = {}
     for run in _groups(ranking, asking):
-        span = passage_of(snapshot, ranking, run)
+        span = snapshot.span_of(run[0], run[-1])
         if span[1] > span[0]:
             found.setdefault(span, []).extend(run)
     passages = []

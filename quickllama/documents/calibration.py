@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama import checks
-from quickllama.documents.answer import widen
 from quickllama.documents.asking import rank_for
-from quickllama.documents.confidence import features_of, question_likelihood
 from quickllama.documents.facts import Fact, make_facts, ordinary_texts, text_with_facts
 from quickllama.documents.head_store import FoundRule, RetrievalHeads, SkimHeads, save_heads
+from quickllama.documents.judgement import judge
 from quickllama.documents.retrieval import Head, Ranking, all_heads
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import Progress
@@ -38,8 +37,6 @@ SKIM_SHARE = 3  # of the layers one in so many is computed by skimming
 TEXTS = 10
 CHARACTERS = 16_000  # about 4,000 tokens
 FACTS = 6  # in each text, and as many of other families that are asked for and not there
-MOST_FALSE = 0.1  # of the questions without an answer may be taken to have one, unless then
-LEAST_FOUND = 0.9  # of those with an answer would not be found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,7 @@ def collect(
             document = model.read(made.text)
             snapshot = document.snapshot()
             starts = [snapshot.characters(*bound) for bound in snapshot.grid.bounds.tolist()]
-            passages = [made.text[slice(*widen(made.text, *span))] for span in starts]
+            passages = [snapshot.passage(piece) for piece in range(len(starts))]
             asked: list[tuple[Fact, tuple[int, ...]]] = [
                 (fact, tuple(i for i, (a, b) in enumerate(starts) if a < place[1] and b > place[0]))
                 for fact, place in zip(made.facts, made.places, strict=True)
@@ -138,13 +135,13 @@ def best_heads(
 
 
 def found_rule(model: Model, trials: Sequence[Trial], heads: Sequence[Head]) -> FoundRule:
-    """A logistic regression on :func:`features_of`, and the threshold: at least 90 % of the
-    questions with an answer are found, and, if that allows, at most 10 % of those without one."""
+    """A logistic regression on the features of a :class:`quickllama.documents.judgement.Judgement`,
+    and the threshold at which as large a share of the questions with an answer is missed as of
+    those without one is taken to have one."""
     rows: list[tuple[float, ...]] = []
     for trial in trials:
         ranking = trial.ranking.by(heads)
-        passage = trial.passages[ranking.best(1)[0]]
-        rows.append(features_of(ranking, question_likelihood(model, passage, trial.question)))
+        rows.append(judge(model, ranking, trial.passages.__getitem__, trial.question).features)
     return fit_rule(np.array(rows), np.array([float(bool(trial.answer)) for trial in trials]))
 
 
@@ -163,7 +160,9 @@ def fit_rule(features: NDArray[np.float64], labels: NDArray[np.float64]) -> Foun
         if np.abs(step).max() < 1e-9:
             break
     chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-    absent, there = chance[labels == 0], chance[labels == 1]
-    threshold = min(np.quantile(absent, 1 - MOST_FALSE), np.quantile(there, 1 - LEAST_FOUND))
+    absent, there = np.sort(chance[labels == 0]), np.sort(chance[labels == 1])
+    false = 1 - np.searchsorted(absent, chance) / len(absent)
+    missed = np.searchsorted(there, chance) / len(there)
+    threshold = chance[np.argmin(np.maximum(false, missed))]
     rounded = [round(float(weight), 4) for weight in weights]
     return FoundRule(tuple(rounded[:-1]), rounded[-1], round(float(threshold), 4))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quickllama.documents.confidence import FEATURES
+from quickllama.documents.judgement import FEATURES
 from quickllama.errors import FileProblem, InvalidValue
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def embedding_signs(data: Any, dtype: str, shape: tuple[int, ...]) -> str:
 @dataclasses.dataclass(frozen=True)
 class FoundRule:
     """Tells whether a document answers a question, from the features of
-    :mod:`quickllama.documents.confidence`.
+    :mod:`quickllama.documents.judgement`.
 
     confidence = 1 / (1 + exp(−(bias + Σ weight · feature))); found from ``threshold`` on.
     """

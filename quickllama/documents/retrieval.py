@@ -70,12 +70,14 @@ class Grid:
 class Ranking:
     """Pieces of a document, scored for one question.
 
-    ``raw`` float32 [heads, n]: s_h; ``heads``: (layer, head) of each row.
+    ``raw`` float32 [heads, n]: s_h; ``heads``: (layer, head) of each row. ``added`` float64 [n]:
+    what else a piece's score consists of (:mod:`quickllama.documents.judgement`).
     """
 
     grid: Grid
     raw: Floats
     heads: tuple[Head, ...]
+    added: NDArray[np.float64] | None = None
 
     @cached_property
     def by_head(self) -> NDArray[np.float64]:
@@ -85,7 +87,8 @@ class Ranking:
     @cached_property
     def scores(self) -> NDArray[np.float64]:
         """The score of each piece: float64 [n]."""
-        return np.asarray(self.by_head.mean(axis=0))
+        by_heads = self.by_head.mean(axis=0)
+        return np.asarray(by_heads if self.added is None else by_heads + self.added)
 
     def by(self, heads: Sequence[Head]) -> Ranking:
         """The ranking by some of the heads alone."""
