@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from needles.cases import Case, Question, load_facts, make_case
+from needles.cases import FACTS, Case, Question, load_facts, make_case
 from needles.summary import print_summary
 from needles.systems import READINGS, Found
 from tqdm import tqdm
@@ -40,7 +40,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--readings", nargs="+", default=["window", "lookups", "stream"], choices=list(READINGS))
     add("--systems", nargs="+", help="only these of the readings' systems")
     add("--kinds", nargs="+", help="only questions of these kinds")
-    add("--facts", type=int, default=10, help="in each text")
+    add("--facts", type=Path, default=FACTS, help="a file such as needles/facts.toml")
+    add("--facts-in-text", type=int, default=10)
     add("--seed", type=int, default=0)
     add("--model", default="smollm2")
     add("--dtype", default="bfloat16")
@@ -55,12 +56,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """Every text at every length, short ones first; the facts of a text change with its length."""
-    facts = load_facts()
+    facts = load_facts(options.facts)
     for tokens in sorted(options.lengths):
         for name in options.names:
             source = (options.texts / f"{name}.txt").read_text("utf-8")
             seed = [options.seed, tokens, *name.encode()]
-            yield make_case(name, source, tokens, 3.6, facts, options.facts, seed)
+            yield make_case(name, source, tokens, 3.6, facts, options.facts_in_text, seed)
 
 
 def overlaps(one: tuple[int, int], other: tuple[int, int]) -> bool:
