@@ -239,6 +239,16 @@ class MemoryConfig:
                 )
         return cls(**{**WINDOWS[key], **settings})
 
+    @staticmethod
+    def checked(value: object) -> MemoryConfig:
+        """``value``. Raises InvalidType if it is something else."""
+        if not isinstance(value, MemoryConfig):
+            raise InvalidType(
+                "memory must be a MemoryConfig, for instance MemoryConfig.window('1k'), "
+                f"not {value!r}"
+            )
+        return value
+
     @classmethod
     def skim(cls) -> MemoryConfig:
         """The memory of :meth:`quickllama.Model.skim`: first tokens and the window of ``"512"``."""
@@ -292,6 +302,11 @@ class GenerationConfig:
             put(self, "seed", checks.integer("seed", self.seed, 0, 2**63 - 1))
         put(self, "eos_token_id", self._eos())
         put(self, "stop_strings", self._stops())
+
+    def ends(self, usual: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens that end an answer; ``usual``: the model's own."""
+        own: Any = self.eos_token_id  # a tuple since it was checked
+        return usual if own is None else tuple(own)
 
     def _eos(self) -> tuple[int, ...] | None:
         value = self.eos_token_id

@@ -197,10 +197,7 @@ def memory_for(memory: MemoryConfig | None, query_span: tuple[int, int] | None) 
     """``memory``, or window 1k: qllm with a question, infllm without one."""
     if memory is None:
         return MemoryConfig(mode="infllm" if query_span is None else "qllm")
-    if not isinstance(memory, MemoryConfig):
-        raise InvalidType(
-            f"memory must be a MemoryConfig, for instance MemoryConfig.window('1k'), not {memory!r}"
-        )
+    memory = MemoryConfig.checked(memory)
     if memory.mode == "qllm" and query_span is None:
         raise InvalidValue(
             "mode 'qllm' needs query_span, the token positions (start, end) of the question in the "
@@ -257,7 +254,6 @@ def generate(
     if progress is not None and not callable(progress):
         raise InvalidType(f"progress must be a function of two numbers, not {progress!r}")
     tokenizer = model.tokenizer if options.stop_strings else None
-    eos = model.eos_token_ids if options.eos_token_id is None else options.eos_token_id
     plan = ReadingPlan.of(len(ids), memory, query_span)
     new: list[int] = []
     try:
@@ -270,7 +266,7 @@ def generate(
                 read(session, ids, plan, progress),
                 options,
                 prompt=ids,
-                eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
+                eos_token_ids=options.ends(model.eos_token_ids),
                 tokenizer=tokenizer,
             )
             for token in tokens:

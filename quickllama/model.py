@@ -173,12 +173,7 @@ class Model(_core.Model):
 
         Raises InvalidType or InvalidValue.
         """
-        memory = MemoryConfig() if memory is None else memory
-        if not isinstance(memory, MemoryConfig):
-            raise InvalidType(
-                "memory must be a MemoryConfig, for instance MemoryConfig.window('1k'), "
-                f"not {memory!r}"
-            )
+        memory = MemoryConfig() if memory is None else MemoryConfig.checked(memory)
         if query_span is not None:
             query_span = checks.token_span("query_span", query_span)
             if memory.mode != "qllm":

@@ -400,8 +400,7 @@ def _decode(
 ) -> tuple[str, list[int], float, float]:
     """The answer's text and tokens, seconds to the last token and to the first one."""
     options = asking.options
-    eos = model.eos_token_ids if options.eos_token_id is None else options.eos_token_id
-    ends = (eos,) if isinstance(eos, int) else tuple(eos)
+    ends = options.ends(model.eos_token_ids)
     stream = TextStream(model.tokenizer)
     tokens: list[int] = []
     parts: list[str] = []

@@ -35,7 +35,7 @@ __all__ = ["Document", "Source", "read_document", "skim_document"]
 Source = str | Iterable[str] | Iterable[int] | NDArray[np.integer]
 """A text, parts of a text, or token ids."""
 
-_SLAB = 1 << 16  # characters tokenised between two looks at the chunks that are full
+_SLAB = 1 << 16  # characters given to the tokenizer at a time
 
 
 class Document:
@@ -327,10 +327,7 @@ def _empty_document(
     kv_dtype: str | None,
     skim: SkimHeads | None = None,
 ) -> Document:
-    if not isinstance(memory, MemoryConfig):
-        raise InvalidType(
-            f"memory must be a MemoryConfig, for instance MemoryConfig.window('1k'), not {memory!r}"
-        )
+    memory = MemoryConfig.checked(memory)
     if title is not None and not isinstance(title, str):
         raise InvalidType(f"a title is a string, not {type(title).__name__}")
     return Document(model, memory, form, title, question, kv_dtype, skim)
