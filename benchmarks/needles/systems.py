@@ -14,7 +14,7 @@ import quickllama as ql
 from needles.cases import Question, Span
 from quickllama.documents.answer import widen
 from quickllama.documents.asking import rank_for
-from quickllama.documents.judgement import judge
+from quickllama.documents.judgement import judge, question_likelihood
 
 MAX_NEW_TOKENS = 32
 BEST = 8
@@ -56,7 +56,10 @@ class Heads:
             raise SystemExit("this model has no retrieval heads: calibrate it first")
         suffix, span = snapshot.form.suffix(self._model.tokenizer, question.text)
         ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, known.heads)
-        ranking = judge(self._model, ranking, snapshot.passage, question.text).ranking
+        ranking = judge(
+            ranking,
+            lambda piece: question_likelihood(self._model, snapshot.passage(piece), question.text),
+        ).ranking
         bounds = ranking.grid.bounds
         pieces = [snapshot.characters(*bounds[piece].tolist()) for piece in ranking.best(BEST)]
         answer = self._document.ask(

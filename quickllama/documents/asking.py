@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, widen
-from quickllama.documents.judgement import FEWEST_PIECES, judge
+from quickllama.documents.judgement import FEWEST_PIECES, judge, question_likelihood
 from quickllama.documents.passages import retrieved_passages
 from quickllama.documents.retrieval import Grid, Ranking, all_heads, centred_queries, rank_pieces
 from quickllama.errors import InvalidType, InvalidValue
@@ -221,7 +221,10 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
         check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
     ranking = rank_for(session, snapshot, suffix, span, heads)
-    judgement = judge(model, ranking, snapshot.passage, asking.question)
+    judgement = judge(
+        ranking,
+        lambda piece: question_likelihood(model, snapshot.passage(piece), asking.question),
+    )
     ranking = judgement.ranking
     evidence = evidence_of(snapshot, ranking, asking)
     confidence = None

@@ -10,7 +10,8 @@ what it looks like when nothing is found.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ from quickllama import checks
 from quickllama.documents.asking import rank_for
 from quickllama.documents.facts import Fact, make_facts, ordinary_texts, text_with_facts
 from quickllama.documents.head_store import FoundRule, RetrievalHeads, SkimHeads, save_heads
-from quickllama.documents.judgement import judge
+from quickllama.documents.judgement import judge, question_likelihood
 from quickllama.documents.retrieval import Head, Ranking, all_heads
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import Progress
@@ -62,8 +63,17 @@ def calibrate(
     heads = best_heads(trials)
     early = best_heads(trials, SKIM_HEADS_KEPT, max(model.n_layers // SKIM_SHARE, 1))
     source = f"calibrated on {len(trials)} questions, seed {seed}"
-    skim = SkimHeads(early, found_rule(model, trials, early))
-    found = RetrievalHeads(model.fingerprint, heads, source, found_rule(model, trials, heads), skim)
+    known: dict[tuple[str, str], float] = {}  # most passages are judged for both sets of heads
+
+    def likelihood(passage: str, question: str) -> float:
+        pair = passage, question
+        if pair not in known:
+            known[pair] = question_likelihood(model, passage, question)
+        return known[pair]
+
+    skim = SkimHeads(early, found_rule(trials, early, likelihood))
+    rule = found_rule(trials, heads, likelihood)
+    found = RetrievalHeads(model.fingerprint, heads, source, rule, skim)
     save_heads(found)
     model.retrieval_heads = found
     return found
@@ -134,15 +144,25 @@ def best_heads(
     return tuple([head for head in ordered if layers is None or head[0] < layers][:count])
 
 
-def found_rule(model: Model, trials: Sequence[Trial], heads: Sequence[Head]) -> FoundRule:
+def found_rule(
+    trials: Sequence[Trial], heads: Sequence[Head], likelihood: Callable[[str, str], float]
+) -> FoundRule:
     """A logistic regression on the features of a :class:`quickllama.documents.judgement.Judgement`,
     and the threshold at which as large a share of the questions with an answer is missed as of
-    those without one is taken to have one."""
+    those without one is taken to have one.
+
+    ``likelihood``: :func:`quickllama.documents.judgement.question_likelihood` of a passage and a
+    question.
+    """
     rows: list[tuple[float, ...]] = []
     for trial in trials:
-        ranking = trial.ranking.by(heads)
-        rows.append(judge(model, ranking, trial.passages.__getitem__, trial.question).features)
+        after = partial(_likelihood_after, trial, likelihood)
+        rows.append(judge(trial.ranking.by(heads), after).features)
     return fit_rule(np.array(rows), np.array([float(bool(trial.answer)) for trial in trials]))
+
+
+def _likelihood_after(trial: Trial, likelihood: Callable[[str, str], float], piece: int) -> float:
+    return likelihood(trial.passages[piece], trial.question)
 
 
 def fit_rule(features: NDArray[np.float64], labels: NDArray[np.float64]) -> FoundRule:

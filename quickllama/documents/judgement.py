@@ -43,17 +43,15 @@ class Judgement:
     features: tuple[float, float, float]
 
 
-def judge(
-    model: Model, ranking: Ranking, passage: Callable[[int], str], question: str
-) -> Judgement:
+def judge(ranking: Ranking, likelihood_after: Callable[[int], float]) -> Judgement:
     """Add to the score of the best pieces how much likelier the question is after their passages
     than after the others'.
 
-    ``passage`` gives the text of a piece. Pieces that are not judged are taken to be like the worst
-    one that is, so that they stay behind.
+    ``likelihood_after``: :func:`question_likelihood` for a piece. Pieces that are not judged are
+    taken to be like the worst one that is, so that they stay behind.
     """
     judged = ranking.best(JUDGED)
-    likelihood = np.array([question_likelihood(model, passage(p), question) for p in judged])
+    likelihood = np.array([likelihood_after(piece) for piece in judged])
     added = np.full(len(ranking.scores), likelihood.min() - likelihood.max())
     added[judged] = likelihood - likelihood.max()
     ranking = dataclasses.replace(ranking, added=added)
