@@ -16,6 +16,7 @@
 
 #include "attention.h"
 #include "blas.h"
+#include "held.h"
 #include "linear.h"
 #include "pieces.h"
 #include "retrieval.h"
@@ -209,37 +210,43 @@ typedef struct layer {
     size_t copies;
     int n_rows;
     float *x, *y;
-    void *data, *scratch;
+    size_t one; /* bytes of a copy */
+    char *data;
+    void *scratch;
 } layer;
 
 static void run_linear(void *context, int call) {
     layer *l = context;
     ql_matrix w = l->w;
-    w.data =
-        (const char *)l->data + (size_t)call % l->copies * w.n_out * w.n_in * ql_kv_item(w.dtype);
+    w.data = (const char *)l->data + (size_t)call % l->copies * l->one;
     ql_linear_job job = {l->y, l->x, &w, (size_t)w.n_out, (size_t)w.n_in, false};
     ql_linear(kernels, n_threads, &job, 1, l->n_rows, l->scratch);
 }
 
 static void linear(const char *model, ql_dtype dtype, int n_out, int n_in, int n_rows,
                    size_t bytes) {
-    size_t one = (size_t)n_out * n_in * ql_kv_item(dtype);
+    size_t one = ql_held_bytes(dtype, n_out, n_in);
     layer l = {.w = {NULL, NULL, n_out, n_in, dtype}, .n_rows = n_rows};
     l.copies = n_rows == 1 && bytes > one ? bytes / one : 1;
     l.x = numbers((size_t)n_rows * n_in, QL_F32);
     l.y = numbers((size_t)n_rows * n_out, QL_F32);
-    l.data = numbers(l.copies * n_out * n_in, dtype);
+    l.one = one;
+    l.data = memory(l.copies * one);
+    float *plain = numbers((size_t)n_out * n_in, QL_F32);
+    for (size_t i = 0; i < l.copies; i++)
+        ql_hold(l.data + i * one, dtype, plain, QL_F32, n_out, n_in, kernels, n_threads);
+    free(plain);
     l.scratch = memory(ql_linear_scratch(kernels, n_threads, &l.w, n_rows));
-    bench b = {.kernel = dtype == QL_F32 ? "linear float32" : "linear bfloat16",
-               .limit = n_rows == 1       ? "memory"
-                        : dtype == QL_F32 ? "float32"
-                                          : "bfloat16",
+    const char *limit = dtype < QL_INT8 ? ql_dtype_name(dtype) : "int8";
+    char kernel[32], what[96];
+    snprintf(kernel, sizeof kernel, "linear %s", ql_dtype_name(dtype));
+    bench b = {.kernel = kernel,
+               .limit = n_rows == 1 ? "memory" : limit,
                .flops = 2.0 * n_rows * n_out * n_in,
                .bytes = (double)one,
                .threads = n_threads,
                .run = run_linear,
                .context = &l};
-    char what[96];
     snprintf(what, sizeof what, "%s %d -> %d, %d row%s", model, n_in, n_out, n_rows,
              n_rows > 1 ? "s" : "");
     measure(&b, what);
@@ -431,11 +438,11 @@ static void one_thread_each(size_t bytes) {
 }
 
 static void all_threads(size_t bytes) {
-    const ql_dtype dtypes[] = {QL_F32, QL_BF16};
+    const ql_dtype dtypes[] = {QL_F32, QL_BF16, QL_INT8, QL_Q4};
     static const int small[][2] = {{576, 576}, {192, 576}, {1536, 576}, {576, 1536}};
     static const int large[][2] = {{4096, 4096}, {1024, 4096}, {14336, 4096}, {4096, 14336}};
     const ql_heads smollm2 = {1, 9, 3, 64}, llama3 = {1, 32, 8, 128};
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         for (int j = 0; j < 4; j++)
             linear("SmolLM2", dtypes[i], small[j][0], small[j][1], 1, bytes);
         for (int j = 0; j < 4; j++)
@@ -443,6 +450,8 @@ static void all_threads(size_t bytes) {
         for (int j = 0; j < 4; j++)
             linear("Llama-3-8B", dtypes[i], large[j][0] / size, large[j][1] / size,
                    size == 1 ? 512 : 8, 0);
+    }
+    for (int i = 0; i < 2; i++) {
         attend("SmolLM2", smollm2, dtypes[i], size == 1 ? 512 : 16, 0);
         attend("Llama-3-8B", llama3, dtypes[i], size == 1 ? 512 : 16, 0);
         attend("SmolLM2", smollm2, dtypes[i], 1, bytes);

@@ -11,9 +11,9 @@
 #define QL_ADD_PAIRS(low, high)                                                                    \
     ((vi)_mm256_madd_epi16((__m256i)(low), _mm256_set1_epi16(1)) +                                 \
      (vi)_mm256_madd_epi16((__m256i)(high), _mm256_set1_epi16(16)))
-#define QL_TILE_ROWS  4
-#define QL_INT8_PARTS 1
-#define QL_Q4_PARTS   1
+#define QL_TILE_ROWS  2
+#define QL_INT8_PARTS 2
+#define QL_Q4_PARTS   2
 #define QL_VARIANT    avx2
 #define QL_LANES      8
 #define QL_REGISTERS  16
