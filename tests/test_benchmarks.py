@@ -41,7 +41,8 @@ def run(script: str, *options: str, **variables: str) -> subprocess.CompletedPro
 def python(program: str) -> str:
     """What a program with the modules of benchmarks/ prints."""
     result = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n{program}"],
+        [sys.executable, "-c", program],
+        cwd=BENCHMARKS,
         env=environment(),
         capture_output=True,
         text=True,

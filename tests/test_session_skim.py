@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -117,10 +118,13 @@ def test_several_threads_ask_one_text() -> None:
 
 
 def test_an_interrupted_text_is_read_on() -> None:
-    long, model = ids(30_000, 3), model_of()
+    long, model = ids(60_000, 3), model_of()
     whole, session = skimmer(model), skimmer(model)
+    started = time.perf_counter()
     whole.read(long)
-    threading.Timer(0.05, _thread.interrupt_main).start()
+    # A part of what it just took, so that it comes in the middle on any machine.
+    middle = (time.perf_counter() - started) / 4
+    threading.Timer(middle, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
         session.read(long)
     done = len(session)
