@@ -15,16 +15,18 @@
 enum { QL_FEW_ROWS = 4 }; /* most rows of x that the few-row kernels take at once */
 
 /* Products with float32 sums, for many rows, of numbers of one format: bfloat16 or float32. A panel
- * holds QL_PANEL columns of the right hand side: bfloat16 two consecutive numbers of a column
- * together, [(k + 1) / 2, QL_PANEL, 2], float32 one by one, [k, QL_PANEL]; filled up with zeros,
- * 64-byte aligned. An element of c has the same bits in whatever company it is computed. */
-enum { QL_PANEL = 64 };
+ * holds some columns of the right hand side, as many as a tile of sums has, so that it is read from
+ * front to back: bfloat16 two consecutive numbers of a column together, [(k + 1) / 2, columns, 2],
+ * float32 one by one, [k, columns]; filled up with zeros, 64-byte aligned. An element of c has the
+ * same bits in whatever company it is computed. */
+enum { QL_PANEL = 64 }; /* most columns; those of every format divide it */
 
 typedef struct ql_panels {
     size_t item; /* bytes of a number: 2 (bfloat16) or 4 */
-    /* panel from the rows of w [n, k], row stride ldw: its columns; 1 <= n <= QL_PANEL. */
+    int columns; /* of a panel */
+    /* panel from the rows of w [n, k], row stride ldw: its columns; 1 <= n <= columns. */
     void (*pack_rows)(void *panel, const void *w, size_t ldw, int n, size_t k);
-    /* panel from the columns of v [k, n], row stride ldv; 0 <= n <= QL_PANEL, k may be 0. */
+    /* panel from the columns of v [k, n], row stride ldv; 0 <= n <= columns, k may be 0. */
     void (*pack_columns)(void *panel, const void *v, size_t ldv, int n, size_t k);
     /* c [m, n] = scale * a panel (+ c). a [m, k], row stride lda >= k, of bfloat16 >= k + k % 2 and
      * 0 behind an odd k; c row stride ldc. */
@@ -73,6 +75,7 @@ typedef struct ql_kernels {
     const char *name;
     const ql_panels *panels;     /* of bfloat16; NULL: this variant has no such products */
     const ql_panels *panels_f32; /* of float32 */
+    bool beats_blas;             /* linear layers go by panels_f32 instead of OpenBLAS's sgemm */
     const ql_integers *integers; /* weights of few bits */
 
     /* y[t, i] = <x[t, :], w[i, :]> for t < n_x, i < n_w. x [n_x, k], row stride ldx; w [n_w, k],

@@ -23,9 +23,11 @@ enum {
     WHOLE = 16,
     UNPACKED_VALUES = 256 << 10
 };
-/* Products of bfloat16: items of one panel by all rows, or by so few that there are enough items to
- * go evenly on several threads. The panel is packed anew for each: 2 % of the time at 512 rows. */
-enum { ENOUGH_ITEMS = 16, LEAST_ROWS = 64, PACKED_ROWS = 16 };
+/* Products by our own panels: items of QL_PANEL columns by all rows, or by so few that there are
+ * enough items to go evenly on several threads. The panels are packed anew for each: 2 % of the
+ * time at 512 rows. Those of float32 are packed so many numbers of a column at a time, and met by
+ * so many rows of x, that both stay in a core's own cache. */
+enum { ENOUGH_ITEMS = 16, LEAST_ROWS = 64, PACKED_ROWS = 16, PANEL_DEPTH = 1024, CACHED_ROWS = 48 };
 /* Products of whole numbers: with so few rows weights come from memory, and items are of a number
  * of bytes; with more they are as products of bfloat16. */
 enum { MOST_ROWS_BY_BYTES = 4 };
@@ -40,7 +42,7 @@ typedef struct region {
     int panel[QL_MAX_JOBS]; /* rows of W in a panel of each job */
     int rows[QL_MAX_JOBS];  /* rows of x in an item of each job */
     int end[QL_MAX_JOBS];   /* items of this job and those before it */
-    uint16_t *x;            /* [T, even_k] as bfloat16, for BY_PANELS */
+    uint16_t *x;            /* [T, even_k] as bfloat16, for BY_PANELS of bfloat16 */
     ql_group *groups;       /* [T, groups_of(k)], for BY_INTEGERS */
     char *scratch;
     size_t scratch_stride; /* bytes of each thread */
@@ -69,11 +71,16 @@ static int many_columns(const ql_matrix *w) {
     return w->n_in < most ? w->n_in : most;
 }
 
+/* Whether panels of these weights are of bfloat16, as x must then be. */
+static bool rounds_x(const ql_kernels *kernels, const ql_matrix *w) {
+    return w->dtype == QL_BF16 && kernels->panels;
+}
+
 static way way_of(const ql_kernels *kernels, const ql_matrix *w, int n_rows) {
     if (in_strips(w)) return BY_INTEGERS;
-    if (w->dtype == QL_BF16 && kernels->panels)
-        return n_rows <= MOST_ROWS_BEFORE_PANELS ? BY_DOTS : BY_PANELS;
-    return n_rows <= MOST_ROWS_BY_DOTS ? BY_DOTS : BY_SGEMM;
+    if (rounds_x(kernels, w)) return n_rows <= MOST_ROWS_BEFORE_PANELS ? BY_DOTS : BY_PANELS;
+    if (n_rows <= MOST_ROWS_BY_DOTS) return BY_DOTS;
+    return kernels->beats_blas ? BY_PANELS : BY_SGEMM;
 }
 
 static size_t even(int k) { return (size_t)(k + 1) / 2 * 2; }
@@ -81,15 +88,27 @@ static size_t groups_of(int k) { return (size_t)(k + QL_GROUP - 1) / QL_GROUP; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /* Bytes of the rounded x, before the threads' own. */
-static size_t shared_scratch(way way, const ql_matrix *w, int n_rows) {
-    if (way == BY_PANELS) return aligned((size_t)n_rows * even(w->n_in) * sizeof(uint16_t));
+static size_t shared_scratch(const ql_kernels *kernels, way way, const ql_matrix *w, int n_rows) {
+    if (way == BY_PANELS && rounds_x(kernels, w))
+        return aligned((size_t)n_rows * even(w->n_in) * sizeof(uint16_t));
     if (way == BY_INTEGERS) return aligned((size_t)n_rows * groups_of(w->n_in) * sizeof(ql_group));
     return 0;
 }
 
-static size_t thread_scratch(way way, const ql_matrix *w) {
+static int panel_depth(const ql_matrix *w) { return w->n_in < PANEL_DEPTH ? w->n_in : PANEL_DEPTH; }
+
+/* Bytes of the panels of QL_PANEL columns. */
+static size_t panels_scratch(const ql_kernels *kernels, const ql_matrix *w) {
+    if (rounds_x(kernels, w)) return even(w->n_in) * QL_PANEL * sizeof(uint16_t);
+    return (size_t)panel_depth(w) * QL_PANEL * sizeof(float);
+}
+
+static size_t thread_scratch(const ql_kernels *kernels, way way, const ql_matrix *w) {
     if (way == BY_INTEGERS) return 0;
-    if (way == BY_PANELS) return even(w->n_in) * QL_PANEL * sizeof(uint16_t);
+    if (way == BY_PANELS && rounds_x(kernels, w)) return panels_scratch(kernels, w);
+    if (way == BY_PANELS) /* and weights unpacked to float32 */
+        return panels_scratch(kernels, w) +
+               (size_t)kernels->panels_f32->columns * (size_t)panel_depth(w) * sizeof(float);
     if (way == BY_DOTS) return aligned((size_t)few_panel(w) * QL_FEW_ROWS * sizeof(float));
     if (w->dtype == QL_F32) return 0;
     return aligned((size_t)many_panel(w) * (size_t)many_columns(w) * sizeof(float));
@@ -99,8 +118,8 @@ size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matr
     size_t most = 0;
     const way ways[] = {way_of(kernels, w, n_rows), way_of(kernels, w, 1)};
     for (int i = 0; i < 2; i++) { /* there may be fewer rows */
-        size_t bytes =
-            shared_scratch(ways[i], w, n_rows) + (size_t)n_threads * thread_scratch(ways[i], w);
+        size_t bytes = shared_scratch(kernels, ways[i], w, n_rows) +
+                       (size_t)n_threads * thread_scratch(kernels, ways[i], w);
         if (bytes > most) most = bytes;
     }
     return most;
@@ -167,11 +186,56 @@ static void round_task(void *context, int item, int thread) {
     }
 }
 
+/* Numbers at ... at + depth - 1 of the weights' rows first ... first + n - 1 as panels of float32,
+ * one behind the other; unpacked [columns, depth]. */
+static void pack_float32(const region *r, const ql_matrix *w, int first, int n, int at, int depth,
+                         float *panels, float *unpacked) {
+    const ql_panels *format = r->kernels->panels_f32;
+    size_t k = (size_t)w->n_in;
+    for (int j = 0; j < n; j += format->columns) {
+        int wide = n - j < format->columns ? n - j : format->columns;
+        size_t from = (size_t)(first + j) * k + (size_t)at, ldw = k;
+        const float *rows = (const float *)w->data + from;
+        if (w->dtype == QL_BF16) {
+            for (int i = 0; i < wide; i++)
+                r->kernels->unpack_bf16(unpacked + i * depth,
+                                        (const uint16_t *)w->data + from + i * k, (size_t)depth);
+            rows = unpacked;
+            ldw = (size_t)depth;
+        }
+        format->pack_rows(panels + (size_t)j * (size_t)depth, rows, ldw, wide, (size_t)depth);
+    }
+}
+
+/* Columns first ... first + n - 1 of y, rows from ... from + rows - 1, by panels of float32. */
+static void float32_rows(const region *r, const ql_linear_job *job, int first, int n, int from,
+                         int rows, float *panels) {
+    const ql_panels *format = r->kernels->panels_f32;
+    int most = panel_depth(job->w), k = job->w->n_in;
+    for (int at = 0; at < k; at += most) {
+        int depth = k - at < most ? k - at : most;
+        pack_float32(r, job->w, first, n, at, depth, panels, panels + (size_t)most * QL_PANEL);
+        for (int t = from; t < from + rows; t += CACHED_ROWS) {
+            int m = from + rows - t < CACHED_ROWS ? from + rows - t : CACHED_ROWS;
+            for (int j = 0; j < n; j += format->columns)
+                format->multiply(job->y + (size_t)t * job->ldy + first + j, job->ldy,
+                                 job->x + (size_t)t * job->ldx + at, job->ldx,
+                                 panels + (size_t)j * (size_t)depth, m,
+                                 n - j < format->columns ? n - j : format->columns, (size_t)depth,
+                                 1, job->accumulate || at > 0);
+        }
+    }
+}
+
 /* Columns first ... first + n - 1 of y, rows from ... from + rows - 1. */
 static void panel_rows(const region *r, const ql_linear_job *job, int first, int n, int from,
-                       int rows, uint16_t *panel) {
+                       int rows, void *panel) {
     const ql_panels *panels = r->kernels->panels;
     size_t k = (size_t)job->w->n_in;
+    if (!rounds_x(r->kernels, job->w)) {
+        float32_rows(r, job, first, n, from, rows, panel);
+        return;
+    }
     panels->pack_rows(panel, (const uint16_t *)job->w->data + first * k, k, n, k);
     panels->multiply(job->y + (size_t)from * job->ldy + first, job->ldy,
                      r->x + (size_t)from * even((int)k), even((int)k), panel, rows, n, k, 1,
@@ -232,16 +296,16 @@ static void run_region(const ql_kernels *kernels, int n_threads, const ql_linear
     r.way = way_of(kernels, jobs[0].w, n_rows);
     r.x = scratch;
     r.groups = scratch;
-    r.scratch = (char *)scratch + shared_scratch(r.way, jobs[0].w, n_rows);
+    size_t shared = shared_scratch(kernels, r.way, jobs[0].w, n_rows);
+    r.scratch = (char *)scratch + shared;
     int n_items = 0;
     for (int j = 0; j < n_jobs; j++) {
-        size_t bytes = thread_scratch(r.way, jobs[j].w);
+        size_t bytes = thread_scratch(kernels, r.way, jobs[j].w);
         if (bytes > r.scratch_stride) r.scratch_stride = bytes;
         n_items += cut(&r, j);
         r.end[j] = n_items;
     }
-    int n_rounded =
-        r.way == BY_PANELS || r.way == BY_INTEGERS ? (n_rows + PACKED_ROWS - 1) / PACKED_ROWS : 0;
+    int n_rounded = shared ? (n_rows + PACKED_ROWS - 1) / PACKED_ROWS : 0;
     ql_parallel(n_rounded > 1 ? n_threads : 1, n_rounded, round_task, &r);
     ql_parallel(n_threads, n_items, run_item, &r);
 }

@@ -14,7 +14,6 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
-static size_t panels_of(int64_t columns) { return (size_t)(columns + QL_PANEL - 1) / QL_PANEL; }
 
 /* ---- sizes and places ---- */
 
@@ -23,7 +22,7 @@ static size_t panels_of(int64_t columns) { return (size_t)(columns + QL_PANEL - 
 typedef struct keys_plan {
     int64_t n;
     size_t key_rows, value_rows;     /* [n, D], as they were read */
-    size_t key_panels, value_panels; /* [n / QL_PANEL] of [D]; [D / QL_PANEL] of [n] */
+    size_t key_panels, value_panels; /* [n / columns] of [D]; [D / columns] of [n] */
 } keys_plan;
 
 typedef struct plan {
@@ -41,9 +40,13 @@ typedef struct plan {
     size_t per_thread; /* bytes */
 } plan;
 
+static size_t panels_of(const plan *p, int64_t columns) {
+    return (size_t)((columns + p->panels->columns - 1) / p->panels->columns);
+}
+
 /* Bytes of one panel of k numbers a column. */
 static size_t panel_bytes(const plan *p, int64_t k) {
-    return (size_t)even(k) * QL_PANEL * p->panels->item;
+    return (size_t)even(k) * (size_t)p->panels->columns * p->panels->item;
 }
 
 static size_t plan_keys(keys_plan *keys, const plan *p, int64_t n, size_t at) {
@@ -52,8 +55,8 @@ static size_t plan_keys(keys_plan *keys, const plan *p, int64_t n, size_t at) {
     keys->key_rows = at;
     keys->value_rows = at + rows;
     keys->key_panels = at + 2 * rows;
-    keys->value_panels = keys->key_panels + panels_of(n) * panel_bytes(p, p->D);
-    return keys->value_panels + panels_of(p->D) * panel_bytes(p, n);
+    keys->value_panels = keys->key_panels + panels_of(p, n) * panel_bytes(p, p->D);
+    return keys->value_panels + panels_of(p, p->D) * panel_bytes(p, n);
 }
 
 static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype, int n_tokens,
@@ -122,8 +125,8 @@ static void pack_task(void *context, int item, int thread) {
     (void)thread;
     const tiles *x = context;
     const plan *p = &x->plan;
-    size_t D = (size_t)p->D, wide = panels_of(p->D), n_global = panels_of(p->global.n),
-           n_local = panels_of(p->local.n), n_items = n_global + n_local + 2 * wide;
+    size_t D = (size_t)p->D, wide = panels_of(p, p->D), n_global = panels_of(p, p->global.n),
+           n_local = panels_of(p, p->local.n), n_items = n_global + n_local + 2 * wide;
     char *head = head_at(x, x->g0 + (int)(item / n_items));
     size_t i = item % n_items;
     bool values = i >= n_global + n_local;
@@ -131,8 +134,8 @@ static void pack_task(void *context, int item, int thread) {
     size_t first = values ? wide : n_global; /* panels of the global keys come first */
     const keys_plan *keys = i < first ? &p->global : &p->local;
     if (i >= first) i -= first;
-    int64_t at = (int64_t)i * QL_PANEL, left = (values ? p->D : keys->n) - at;
-    int n = (int)min64(left, QL_PANEL);
+    int64_t at = (int64_t)i * p->panels->columns, left = (values ? p->D : keys->n) - at;
+    int n = (int)min64(left, p->panels->columns);
     if (values)
         p->panels->pack_columns(head + keys->value_panels + i * panel_bytes(p, keys->n),
                                 head + keys->value_rows + (size_t)at * p->panels->item, D, n,
@@ -152,10 +155,11 @@ static void multiply_keys(const tiles *x, float *scores, size_t stride, const vo
     const plan *p = &x->plan;
     size_t D = (size_t)p->D;
     float scale = 1 / sqrtf((float)p->D);
-    for (int64_t at = 0; at < n; at += QL_PANEL) {
-        const char *panel = head + keys->key_panels + (from + at) / QL_PANEL * panel_bytes(p, p->D);
-        p->panels->multiply(scores + at, stride, queries, D, panel, rows,
-                            (int)min64(n - at, QL_PANEL), D, scale, false);
+    int wide = p->panels->columns;
+    for (int64_t at = 0; at < n; at += wide) {
+        const char *panel = head + keys->key_panels + (from + at) / wide * panel_bytes(p, p->D);
+        p->panels->multiply(scores + at, stride, queries, D, panel, rows, (int)min64(n - at, wide),
+                            D, scale, false);
     }
 }
 
@@ -165,10 +169,10 @@ static void multiply_values(const tiles *x, float *out, const char *weights, siz
                             const keys_plan *keys, const char *head, int rows, int64_t from,
                             int64_t n) {
     const plan *p = &x->plan;
-    for (int at = 0; at < p->D; at += QL_PANEL) {
-        const char *panel = head + keys->value_panels + at / QL_PANEL * panel_bytes(p, keys->n);
+    for (int at = 0, wide = p->panels->columns; at < p->D; at += wide) {
+        const char *panel = head + keys->value_panels + at / wide * panel_bytes(p, keys->n);
         p->panels->multiply(out + at, p->D, weights, stride, panel + panel_bytes(p, from), rows,
-                            (int)min64(p->D - at, QL_PANEL), (size_t)n, 1, true);
+                            (int)min64(p->D - at, wide), (size_t)n, 1, true);
     }
 }
 
@@ -332,7 +336,8 @@ void ql_attend_tiles(const ql_attention *a, void *scratch) {
     const plan *p = &x.plan;
     x.mass = (float *)(x.gathered + p->heads_at_once * p->gathered);
     x.threads = (char *)x.mass + aligned(a->heads.n_heads * p->mass * sizeof(float));
-    int packs = (int)(panels_of(p->global.n) + panels_of(p->local.n) + 2 * panels_of(p->D));
+    int packs =
+        (int)(panels_of(p, p->global.n) + panels_of(p, p->local.n) + 2 * panels_of(p, p->D));
     for (x.g0 = 0; x.g0 < a->heads.n_kv_heads; x.g0 += p->heads_at_once) {
         int n = (int)min64(p->heads_at_once, a->heads.n_kv_heads - x.g0);
         ql_parallel(a->n_threads, n * (a->n_global + a->n_local), gather_task, &x);

@@ -15,8 +15,9 @@
 #define QL_INT8_PARTS 2
 #define QL_Q4_PARTS   2
 #define QL_VARIANT    avx2
-#define QL_LANES      8
-#define QL_REGISTERS  16
+#define QL_BEATS_BLAS
+#define QL_LANES     8
+#define QL_REGISTERS 16
 #include "body.inc"
 #else
 typedef int ql_nothing_here; /* a file of C holds at least one declaration */

@@ -116,9 +116,27 @@ static void *numbers(const ql_panels *format, const float *x, size_t n) {
                                          : (void *)halves(x, n);
 }
 
+/* Two panels of k rows hold the same in their first columns, and zeros in what one has more. */
+static void same_panels(const ql_panels *ours, const void *panel, const ql_panels *theirs,
+                        const void *expected, size_t k) {
+    if (ours->item != sizeof(float)) { /* one layout for all variants */
+        CHECK_SAME_BITS(panel, expected, k * QL_PANEL * ours->item);
+        return;
+    }
+    int wide = ours->columns > theirs->columns ? ours->columns : theirs->columns;
+    for (size_t p = 0; p < k; p++)
+        for (int j = 0; j < wide; j++) {
+            float one = j < ours->columns ? ((const float *)panel)[p * ours->columns + j] : 0;
+            float other =
+                j < theirs->columns ? ((const float *)expected)[p * theirs->columns + j] : 0;
+            CHECK(one == other);
+        }
+}
+
 /* Both ways of making a panel hold the same, and products with it are right up to rounding; those
  * of one row alone have the same bits. */
 static void panel_case(const ql_panels *ours, const ql_panels *theirs, int m, int n, size_t k) {
+    if (n > ours->columns) n = ours->columns;
     size_t even = (k + 1) / 2 * 2, bytes = even * QL_PANEL * sizeof(float), size = (size_t)m * 70;
     float *x = floats((size_t)m * even), *w = floats((size_t)n * k), *y = floats(size),
           *z = malloc(size * sizeof *z), *v = malloc(((size_t)n * k + 1) * sizeof *v);
@@ -131,12 +149,12 @@ static void panel_case(const ql_panels *ours, const ql_panels *theirs, int m, in
     memset(panel, 0, bytes), memset(expected, 0, bytes);
     theirs->pack_rows(expected, rows, k, n, k);
     ours->pack_rows(panel, rows, k, n, k);
-    CHECK_SAME_BITS(panel, expected, bytes);
+    same_panels(ours, panel, theirs, expected, k);
     theirs->pack_columns(expected, columns, n, n, k);
-    CHECK_SAME_BITS(panel, expected, bytes);
+    same_panels(ours, panel, theirs, expected, k);
     memset(panel, 0xff, even * QL_PANEL * ours->item);
     ours->pack_columns(panel, columns, n, n, k);
-    CHECK_SAME_BITS(panel, expected, k * QL_PANEL * ours->item);
+    same_panels(ours, panel, theirs, expected, k);
     for (int accumulate = 0; accumulate < 2; accumulate++) {
         memcpy(z, y, size * sizeof *z);
         float *last = y + (size_t)(m - 1) * 70;

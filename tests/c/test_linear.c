@@ -126,10 +126,10 @@ static void check_layers(layer *layers, int n, int n_rows, bool accumulate) {
 }
 
 static void single(void) {
-    const int shapes[][2] = {{1, 1},     {64, 3},    {24, 80},   {80, 24},
-                             {100, 300}, {576, 192}, {33, 1000}, {1100, 290}};
+    const int shapes[][2] = {{1, 1},     {64, 3},    {24, 80},    {80, 24},  {100, 300},
+                             {576, 192}, {33, 1000}, {1100, 290}, {2104, 70}};
     const int rows[] = {1, 2, 3, 4, 5, 8, 9, 17, 33, 130};
-    for (int s = 0; s < 8; s++)
+    for (int s = 0; s < 9; s++)
         for (int i = 0; i < N_WAYS; i++)
             for (int bias = 0; bias < 2; bias++) {
                 layer l = make(shapes[s][0], shapes[s][1], ways[i], bias);
