@@ -10,7 +10,7 @@ typedef struct ql_attention {
     const ql_kernels *kernels;
     int n_threads;
     ql_heads heads;
-    ql_dtype dtype; /* of keys and values */
+    ql_dtype dtype; /* QL_F32: many queries are multiplied with keys and values in float32 */
     int n_tokens;   /* T queries, at the positions first, first + 1, ... */
     int64_t first;
     int64_t reach;     /* a query sees the local keys at distances 0 ... reach - 1 */

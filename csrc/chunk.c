@@ -118,7 +118,7 @@ static void write_task(void *context, int item, int thread) {
             ql_kv_write(&m->kv, m->kernels, x->layer, token, g, in_place ? rotated : key, value);
             if (!ql_memory_full(m))
                 ql_put_row(m->kernels, ql_window_key(&m->window, x->layer, g, token), rotated,
-                           m->config.kv_dtype, D);
+                           m->window.dtype, D);
         }
     }
 }
@@ -220,7 +220,8 @@ static int local_spans(const ql_memory *m, int layer, ql_span *spans) {
     int n = add_spans(m, layer, spans, 0, m->local_first, m->n_tokens + m->chunk);
     for (int i = 0; i < n && !ql_memory_full(m); i++) {
         spans[i].k = ql_window_key(&m->window, layer, 0, spans[i].first);
-        spans[i].k_stride = (size_t)m->window.capacity * m->heads.head_dim;
+        spans[i].k_stride = ql_window_head_bytes(&m->window);
+        spans[i].k_dtype = m->window.dtype;
     }
     return n;
 }
@@ -325,19 +326,20 @@ static void represent(ql_memory *m, int layer, int64_t block, int *best) {
         group = m->heads.n_heads / m->heads.n_kv_heads;
     int64_t token = m->config.n_init + block * m->config.block_size;
     ql_span span = ql_kv_span(&m->kv, layer, token, m->config.block_size);
-    size_t item = ql_kv_item(m->config.kv_dtype);
+    size_t row = ql_row_bytes(span.k_dtype, D);
+    char *vector = ql_index_vector(&m->index, layer, block);
     float mean[QL_MAX_HEAD_DIM], key[QL_MAX_HEAD_DIM];
     for (int h = 0; h < m->heads.n_heads; h++) {
         best_tokens(best, R, ql_window_scores(&m->window, layer, h, token), m->config.block_size);
         memset(mean, 0, D * sizeof *mean);
         for (int i = 0; i < R; i++) {
-            size_t at = h / group * span.k_stride + (size_t)best[i] * D;
-            ql_get_row(m->kernels, key, (const char *)span.k + at * item, m->config.kv_dtype, D);
+            const char *keys = (const char *)span.k + h / group * span.k_stride;
+            ql_get_row(m->kernels, key, keys + best[i] * row, span.k_dtype, D);
             m->kernels->add(mean, key, D);
         }
         m->kernels->scale(mean, 1.0f / (float)R, D);
-        char *vector = ql_index_vector(&m->index, layer, block);
-        ql_put_row(m->kernels, vector + (size_t)h * D * item, mean, m->config.kv_dtype, D);
+        ql_put_row(m->kernels, vector + h * ql_row_bytes(m->index.dtype, D), mean, m->index.dtype,
+                   D);
     }
 }
 

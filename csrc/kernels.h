@@ -97,6 +97,18 @@ typedef struct ql_kernels {
     void (*pack_bf16)(uint16_t *y, const float *x,
                       size_t n); /* nearest, ties to even; NaN stays NaN */
 
+    /* The same with rows of int8: whole numbers of one byte, the largest of which is 127, and
+     * behind them the row's scale, float32; a number is its byte times the scale. Rows lie side by
+     * side, with any alignment. */
+    void (*dots_int8)(float *y, size_t ldy, const float *x, size_t ldx, const int8_t *w, int n_x,
+                      size_t n_w, size_t k);
+    void (*mix_int8)(float *y, size_t ldy, const float *p, size_t ldp, const int8_t *v, int n_p,
+                     size_t n, size_t d);
+    void (*unpack_int8)(float *y, const int8_t *x, size_t n);
+    /* Nearest, ties to even, the same bytes in every variant. A row with a number that is not
+     * finite has the scale NaN. */
+    void (*pack_int8)(int8_t *y, const float *x, size_t n);
+
     /* y = x / sqrt(mean(x^2) + eps) * w; x, w, y [n]; y may be x */
     void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
     void (*swiglu)(float *y, const float *gate, const float *up,

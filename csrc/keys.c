@@ -8,7 +8,7 @@
 enum { SLAB_TOKENS = 512 };
 
 static size_t row_bytes(const ql_keys *keys) {
-    return (size_t)keys->heads.head_dim * ql_kv_item(keys->dtype);
+    return ql_row_bytes(keys->dtype, keys->heads.head_dim);
 }
 
 static ql_status allocate(ql_keys *keys, ql_error *err) {
@@ -66,8 +66,10 @@ void ql_keys_write(ql_keys *keys, const ql_kernels *kernels, int layer, int64_t 
 
 ql_span ql_keys_span(const ql_keys *keys, int layer, int g, int64_t token, int64_t n) {
     int64_t rest = SLAB_TOKENS - token % SLAB_TOKENS;
-    return (ql_span){
-        .k = row_at(keys, layer, g, token), .n = (int)(n < rest ? n : rest), .first = token};
+    return (ql_span){.k = row_at(keys, layer, g, token),
+                     .k_dtype = keys->dtype,
+                     .n = (int)(n < rest ? n : rest),
+                     .first = token};
 }
 
 ql_status ql_keys_fork(ql_keys *to, const ql_keys *from, int64_t n_tokens, ql_error *err) {

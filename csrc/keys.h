@@ -10,7 +10,7 @@ typedef struct ql_keys {
     ql_dtype dtype;
     int n;          /* kv heads kept; 0: none */
     int *place;     /* [L, G]: place of a kv head in a slab; negative: not kept */
-    ql_store slabs; /* a slab: [n, tokens of a slab, D] */
+    ql_store slabs; /* a slab: rows [n, tokens of a slab] */
 } ql_keys;
 
 /* Keeps the keys that the query heads kept [n_kept] (valid) meet. */

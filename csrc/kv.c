@@ -1,26 +1,9 @@
 #include "kv.h"
 
-#include <string.h>
-
-size_t ql_kv_item(ql_dtype dtype) { return dtype == QL_F32 ? sizeof(float) : sizeof(uint16_t); }
-
-void ql_put_row(const ql_kernels *kernels, void *to, const float *from, ql_dtype dtype, size_t n) {
-    if (dtype == QL_F32)
-        memcpy(to, from, n * sizeof *from);
-    else
-        kernels->pack_bf16(to, from, n);
-}
-
-void ql_get_row(const ql_kernels *kernels, float *to, const void *from, ql_dtype dtype, size_t n) {
-    if (dtype == QL_F32)
-        memcpy(to, from, n * sizeof *to);
-    else
-        kernels->unpack_bf16(to, from, n);
-}
+static size_t row_bytes(const ql_kv *kv) { return ql_row_bytes(kv->dtype, kv->heads.head_dim); }
 
 static size_t slab_bytes(const ql_kv *kv, int tokens) {
-    return (size_t)kv->heads.n_layers * 2 * kv->heads.n_kv_heads * tokens * kv->heads.head_dim *
-           ql_kv_item(kv->dtype);
+    return (size_t)kv->heads.n_layers * 2 * kv->heads.n_kv_heads * tokens * row_bytes(kv);
 }
 
 void ql_kv_init(ql_kv *kv, ql_heads heads, ql_dtype dtype, int n_first, int page_tokens) {
@@ -62,21 +45,22 @@ void ql_kv_write(ql_kv *kv, const ql_kernels *kernels, int layer, int64_t token,
                  const float *key, const float *value) {
     int row, rows, D = kv->heads.head_dim;
     unsigned char *keys = locate(kv, layer, token, &row, &rows);
-    size_t head = (size_t)rows * D * ql_kv_item(kv->dtype);
-    unsigned char *to = keys + g * head + (size_t)row * D * ql_kv_item(kv->dtype);
+    size_t head = rows * row_bytes(kv);
+    unsigned char *to = keys + g * head + row * row_bytes(kv);
     ql_put_row(kernels, to, key, kv->dtype, D);
     ql_put_row(kernels, to + kv->heads.n_kv_heads * head, value, kv->dtype, D);
 }
 
 ql_span ql_kv_span(const ql_kv *kv, int layer, int64_t token, int64_t n) {
-    int row, rows, D = kv->heads.head_dim;
+    int row, rows;
     const unsigned char *keys = locate(kv, layer, token, &row, &rows);
-    size_t stride = (size_t)rows * D, offset = (size_t)row * D * ql_kv_item(kv->dtype);
-    const unsigned char *values = keys + kv->heads.n_kv_heads * stride * ql_kv_item(kv->dtype);
-    return (ql_span){.k = keys + offset,
-                     .v = values + offset,
-                     .k_stride = stride,
-                     .v_stride = stride,
+    size_t head = rows * row_bytes(kv), at = row * row_bytes(kv);
+    return (ql_span){.k = keys + at,
+                     .v = keys + at + kv->heads.n_kv_heads * head,
+                     .k_stride = head,
+                     .v_stride = head,
+                     .k_dtype = kv->dtype,
+                     .v_dtype = kv->dtype,
                      .n = (int)(n < rows - row ? n : rows - row),
                      .first = token};
 }

@@ -4,7 +4,7 @@
 #ifndef QL_KV_H
 #define QL_KV_H
 
-#include "kernels.h"
+#include "rows.h"
 #include "store.h"
 
 enum { QL_MAX_HEAD_DIM = 1024 };
@@ -13,20 +13,21 @@ typedef struct ql_heads {
     int n_layers, n_heads, n_kv_heads, head_dim; /* L, H, G, D */
 } ql_heads;
 
-/* A run of tokens of one layer whose keys and values lie together; kv head g's lie g * stride
- * elements further on. */
+/* A run of tokens of one layer whose keys and values lie together, in rows; kv head g's lie g *
+ * stride bytes further on. */
 typedef struct ql_span {
     const void *k, *v; /* [n, D] */
     size_t k_stride, v_stride;
+    ql_dtype k_dtype, v_dtype;
     int n;
     int64_t first; /* position of the first token */
 } ql_span;
 
 typedef struct ql_kv {
     ql_heads heads;
-    ql_dtype dtype; /* QL_F32 or QL_BF16 */
+    ql_dtype dtype; /* QL_F32, QL_BF16 or QL_INT8 */
     int n_first, page_tokens;
-    ql_store first, pages; /* a slab: [L, 2 (keys, values), G, tokens, D] */
+    ql_store first, pages; /* a slab: rows [L, 2 (keys, values), G, tokens] */
 } ql_kv;
 
 void ql_kv_init(ql_kv *kv, ql_heads heads, ql_dtype dtype, int n_first, int page_tokens);
@@ -43,10 +44,5 @@ void ql_kv_drop(ql_kv *kv,
                 int64_t token); /* forgets whole pages before token, the first tokens excepted */
 void ql_kv_clear(ql_kv *kv);
 size_t ql_kv_bytes(const ql_kv *kv);
-
-/* Rows of floats as they are kept: to [n] of dtype. */
-void ql_put_row(const ql_kernels *kernels, void *to, const float *from, ql_dtype dtype, size_t n);
-void ql_get_row(const ql_kernels *kernels, float *to, const void *from, ql_dtype dtype, size_t n);
-size_t ql_kv_item(ql_dtype dtype); /* bytes of one number */
 
 #endif

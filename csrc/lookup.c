@@ -8,7 +8,7 @@
 enum { SLAB_BLOCKS = 64 };
 
 void ql_index_init(ql_index *index, ql_heads heads, ql_dtype dtype) {
-    size_t vector = (size_t)heads.n_heads * heads.head_dim * ql_kv_item(dtype);
+    size_t vector = ql_row_bytes(dtype, (size_t)heads.n_heads * heads.head_dim);
     *index = (ql_index){.heads = heads,
                         .dtype = dtype,
                         .slabs = {.slab_bytes = vector * SLAB_BLOCKS * heads.n_layers}};
@@ -49,10 +49,7 @@ static void score_task(void *context, int item, int thread) {
     size_t width = (size_t)x->index->heads.n_heads * x->index->heads.head_dim,
            n = (size_t)(end - begin);
     const void *vectors = ql_index_vector(x->index, x->layer, begin);
-    if (x->index->dtype == QL_F32)
-        x->kernels->dots_f32(x->scores + begin, n, x->query, width, vectors, width, 1, n, width);
-    else
-        x->kernels->dots_bf16(x->scores + begin, n, x->query, width, vectors, width, 1, n, width);
+    ql_dot_rows(x->kernels, x->scores + begin, n, x->query, vectors, x->index->dtype, 1, n, width);
 }
 
 void ql_score_blocks(float *scores, const ql_index *index, const ql_kernels *kernels, int n_threads,

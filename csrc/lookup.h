@@ -7,7 +7,7 @@
 
 typedef struct ql_index { /* one vector per block and layer */
     ql_heads heads;
-    ql_dtype dtype;
+    ql_dtype dtype; /* QL_F32 or QL_BF16 */
     ql_store slabs; /* a slab: [L, blocks of a slab, H*D] */
 } ql_index;
 

@@ -61,11 +61,12 @@ ql_status ql_memory_init(ql_memory *m, ql_heads heads, const ql_memory_config *c
                                     : NO_REACH;
     ql_kv_init(&m->kv, heads, config->kv_dtype, ql_memory_full(m) ? 0 : config->n_init,
                ql_memory_full(m) ? FULL_PAGE : config->block_size);
-    ql_index_init(&m->index, heads, config->kv_dtype);
+    ql_dtype precise = config->kv_dtype == QL_F32 ? QL_F32 : QL_BF16;
+    ql_index_init(&m->index, heads, precise);
     ql_status status = allocate(m, err);
     if (!status && !ql_memory_full(m)) {
         int most = config->n_local + config->block_size + config->exc_block_size;
-        status = ql_window_init(&m->window, heads, config->kv_dtype, most, err);
+        status = ql_window_init(&m->window, heads, precise, most, err);
         far_angle(m);
     }
     if (status) ql_memory_clear(m);
@@ -211,7 +212,7 @@ ql_status ql_memory_pin(ql_memory *m, const int32_t *blocks, int n, ql_error *er
 void ql_memory_block_vectors(const ql_memory *m, int layer, float *out) {
     for (int64_t b = 0; b < m->n_blocks; b++)
         ql_get_row(m->kernels, out + (size_t)b * ql_memory_width(m),
-                   ql_index_vector(&m->index, layer, b), m->config.kv_dtype, ql_memory_width(m));
+                   ql_index_vector(&m->index, layer, b), m->index.dtype, ql_memory_width(m));
 }
 
 void ql_memory_question_vector(const ql_memory *m, int layer, float *out) {

@@ -51,13 +51,9 @@ static void piece_task(void *context, int item, int thread) {
         for (int s = x->starts[piece]; s < x->starts[piece + 1]; s++) {
             ql_span span = span_at(a, s);
             const float *q = (s < a->n_global ? x->far : x->near) + (size_t)h0 * D;
-            size_t offset = g * span.k_stride, n = visible_keys(x, s, begin + at);
-            if (a->dtype == QL_F32)
-                k->dots_f32(scores + at, row, q, D, (const float *)span.k + offset, D, n_heads, n,
-                            D);
-            else
-                k->dots_bf16(scores + at, row, q, D, (const uint16_t *)span.k + offset, D, n_heads,
-                             n, D);
+            size_t n = visible_keys(x, s, begin + at);
+            ql_dot_rows(k, scores + at, row, q, (const char *)span.k + g * span.k_stride,
+                        span.k_dtype, n_heads, n, D);
             at += (int64_t)n;
         }
         for (int h = 0; h < n_heads; h++) {
@@ -70,13 +66,9 @@ static void piece_task(void *context, int item, int thread) {
         at = 0;
         for (int s = x->starts[piece]; s < x->starts[piece + 1]; s++) {
             ql_span span = span_at(a, s);
-            size_t offset = g * span.v_stride, n = visible_keys(x, s, begin + at);
-            if (a->dtype == QL_F32)
-                k->mix_f32(out, out_row, scores + at, row, (const float *)span.v + offset, D,
-                           n_heads, n, D);
-            else
-                k->mix_bf16(out, out_row, scores + at, row, (const uint16_t *)span.v + offset, D,
-                            n_heads, n, D);
+            size_t n = visible_keys(x, s, begin + at);
+            ql_mix_rows(k, out, out_row, scores + at, row, (const char *)span.v + g * span.v_stride,
+                        span.v_dtype, n_heads, n, D);
             at += (int64_t)n;
         }
     }

@@ -156,8 +156,11 @@ typedef struct ql_memory_config {
      * 0: at every token, as in the paper. */
     int lookup_interval;
     float question_weight; /* the paper's beta */
-    ql_dtype kv_dtype;     /* QL_F32 or QL_BF16: keys, values and block vectors */
-    bool trace;            /* keep a ql_trace_record per chunk and layer */
+    /* Keys and values: QL_F32, QL_BF16, or QL_INT8 with a float32 scale for each key and value of a
+     * token and kv head. What there is little of, the window's rotated keys and the blocks'
+     * vectors, is QL_BF16 in the last case, too. */
+    ql_dtype kv_dtype;
+    bool trace; /* keep a ql_trace_record per chunk and layer */
 } ql_memory_config;
 
 /* One execution chunk in one layer: what the lookup saw and chose. */

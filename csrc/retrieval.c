@@ -32,13 +32,9 @@ static void best_keys(const ranking *r, float *best, ql_head head, const float *
         int64_t most = min64(MOST_KEYS, to - from);
         ql_span span = ql_memory_skims(m) ? ql_keys_span(&m->keys, head.layer, g, from, most)
                                           : ql_kv_span(&m->kv, head.layer, from, most);
-        size_t at = g * span.k_stride, n_keys = (size_t)span.n;
-        if (m->config.kv_dtype == QL_F32)
-            m->kernels->dots_f32(products, n_keys, queries, D, (const float *)span.k + at, D, n,
-                                 n_keys, D);
-        else
-            m->kernels->dots_bf16(products, n_keys, queries, D, (const uint16_t *)span.k + at, D, n,
-                                  n_keys, D);
+        size_t n_keys = (size_t)span.n;
+        ql_dot_rows(m->kernels, products, n_keys, queries, (const char *)span.k + g * span.k_stride,
+                    span.k_dtype, n, n_keys, D);
         for (int i = 0; i < n; i++) {
             float top = m->kernels->max(products + i * n_keys, n_keys);
             if (top > best[i]) best[i] = top;
@@ -92,18 +88,16 @@ static void excerpt_task(void *context, int layer, int thread) {
     const excerpt *x = context;
     ql_heads heads = x->to->heads;
     const ql_kernels *kernels = x->to->kernels;
-    ql_dtype dtype = x->from->config.kv_dtype;
-    size_t D = heads.head_dim, row = D * ql_kv_item(dtype);
+    size_t D = heads.head_dim;
     float key[QL_MAX_HEAD_DIM], value[QL_MAX_HEAD_DIM];
     int64_t at = 0;
     for (int i = 0; i < x->n; i++) {
         for (int64_t token = x->ranges[2 * i]; token < x->ranges[2 * i + 1]; token++, at++) {
             ql_span span = ql_kv_span(&x->from->kv, layer, token, 1);
             for (int g = 0; g < heads.n_kv_heads; g++) {
-                ql_get_row(kernels, key, (const char *)span.k + g * span.k_stride * row / D, dtype,
+                ql_get_row(kernels, key, (const char *)span.k + g * span.k_stride, span.k_dtype, D);
+                ql_get_row(kernels, value, (const char *)span.v + g * span.v_stride, span.v_dtype,
                            D);
-                ql_get_row(kernels, value, (const char *)span.v + g * span.v_stride * row / D,
-                           dtype, D);
                 kernels->rope(key, key, x->cos + at * (D / 2), x->sin + at * (D / 2), D);
                 ql_kv_write(&x->to->kv, kernels, layer, at, g, key, value);
             }

@@ -24,9 +24,9 @@ static ql_status check_memory(const ql_memory_config *c, ql_error *err) {
         return ql_fail(err, QL_INVALID_VALUE, "there is no memory mode number %d", (int)c->mode);
     if ((unsigned)c->mask > QL_MASK_AUTHORS)
         return ql_fail(err, QL_INVALID_VALUE, "there is no mask number %d", (int)c->mask);
-    if (c->kv_dtype != QL_F32 && c->kv_dtype != QL_BF16)
+    if (c->kv_dtype != QL_F32 && c->kv_dtype != QL_BF16 && c->kv_dtype != QL_INT8)
         return ql_fail(err, QL_INVALID_TYPE,
-                       "keys and values are kept as float32 or bfloat16, not as %s",
+                       "keys and values are kept as float32, bfloat16 or int8, not as %s",
                        ql_dtype_name(c->kv_dtype));
     if (!isfinite(c->question_weight) || c->question_weight < 0)
         return ql_fail(err, QL_INVALID_VALUE,

@@ -62,7 +62,7 @@ static size_t plan_keys(keys_plan *keys, const plan *p, int64_t n, size_t at) {
 static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype, int n_tokens,
                       int64_t n_global, int64_t n_local, int64_t reach) {
     plan p = {.group = heads.n_heads / heads.n_kv_heads, .D = heads.head_dim};
-    p.panels = dtype == QL_BF16 && kernels->panels ? kernels->panels : kernels->panels_f32;
+    p.panels = dtype != QL_F32 && kernels->panels ? kernels->panels : kernels->panels_f32;
     p.tile_tokens = (int)min64(TILE_TOKENS, n_tokens);
     p.n_tiles = (n_tokens + p.tile_tokens - 1) / p.tile_tokens;
     int strip = (int)max64(1, STRIP_ROWS / p.group);
@@ -94,11 +94,23 @@ static char *head_at(const tiles *x, int g) { return x->gathered + (g - x->g0) *
 
 /* ---- gather: keys and values of a kv head side by side ---- */
 
-static void copy_rows(const tiles *x, void *to, const void *from, size_t n) {
-    if (x->plan.panels->item == ql_kv_item(x->a->dtype))
-        memcpy(to, from, n * x->plan.panels->item);
-    else
-        ql_get_row(x->a->kernels, to, from, x->a->dtype, n);
+/* The format of numbers that are multiplied. */
+static ql_dtype format_of(const tiles *x) {
+    return x->plan.panels->item == sizeof(float) ? QL_F32 : QL_BF16;
+}
+
+static void copy_rows(const tiles *x, char *to, const char *from, ql_dtype dtype, int n) {
+    size_t D = (size_t)x->plan.D;
+    ql_dtype format = format_of(x);
+    if (dtype == format) {
+        memcpy(to, from, n * ql_row_bytes(dtype, D));
+        return;
+    }
+    float row[QL_MAX_HEAD_DIM];
+    for (int i = 0; i < n; i++) {
+        ql_get_row(x->a->kernels, row, from + i * ql_row_bytes(dtype, D), dtype, D);
+        ql_put_row(x->a->kernels, to + i * ql_row_bytes(format, D), row, format, D);
+    }
 }
 
 static void gather_task(void *context, int item, int thread) {
@@ -112,12 +124,11 @@ static void gather_task(void *context, int item, int thread) {
     if (!global) s -= a->n_global;
     const ql_span *span = &spans[s];
     size_t at = (size_t)ql_count_keys(spans, s) * x->plan.D * x->plan.panels->item;
-    size_t stored = ql_kv_item(a->dtype), n = (size_t)span->n * x->plan.D;
     char *head = head_at(x, g);
-    copy_rows(x, head + keys->key_rows + at, (const char *)span->k + g * span->k_stride * stored,
-              n);
-    copy_rows(x, head + keys->value_rows + at, (const char *)span->v + g * span->v_stride * stored,
-              n);
+    copy_rows(x, head + keys->key_rows + at, (const char *)span->k + g * span->k_stride,
+              span->k_dtype, span->n);
+    copy_rows(x, head + keys->value_rows + at, (const char *)span->v + g * span->v_stride,
+              span->v_dtype, span->n);
 }
 
 /* Panels of the gathered keys, and after them those of the values. */
@@ -211,7 +222,6 @@ static int64_t first_seen(const tiles *x, const strip *t, int64_t p) {
 static void rotate_queries(const tiles *x, const strip *t, char *near, char *far) {
     const ql_attention *a = x->a;
     size_t D = x->plan.D, row = D * x->plan.panels->item;
-    bool rounds = x->plan.panels->item != sizeof(float);
     float rotated[QL_MAX_HEAD_DIM];
     for (int i = 0; i < t->rows; i++) {
         int token = t->t0 + i % t->n, h = t->g * x->plan.group + i / t->n;
@@ -220,7 +230,7 @@ static void rotate_queries(const tiles *x, const strip *t, char *near, char *far
         for (int which = 0; which < (t->n_global ? 2 : 1); which++) {
             char *to = (which ? far : near) + i * row;
             a->kernels->rope(rotated, q, which ? a->far_cos : cos, which ? a->far_sin : sin, D);
-            ql_put_row(a->kernels, to, rotated, rounds ? QL_BF16 : QL_F32, D);
+            ql_put_row(a->kernels, to, rotated, format_of(x), D);
         }
     }
 }

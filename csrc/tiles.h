@@ -2,8 +2,8 @@
  * heads that share the kv head are stacked as rows of one matrix, so that a product prepares the
  * keys once for all of them. Tiles depend on the chunk alone, never on the number of threads.
  *
- * Two ways of multiplying: panels of bfloat16 where keys are bfloat16 and the CPU multiplies them,
- * else float32 by OpenBLAS. */
+ * Two ways of multiplying: panels of bfloat16 where keys and values are not kept as float32 and the
+ * CPU multiplies bfloat16, else panels of float32. */
 #ifndef QL_TILES_H
 #define QL_TILES_H
 

@@ -11,9 +11,9 @@ static size_t key_rows(const ql_window *w) {
 static size_t score_rows(const ql_window *w) {
     return (size_t)w->heads.n_layers * w->heads.n_heads;
 }
-static size_t key_bytes(const ql_window *w) {
-    return (size_t)w->heads.head_dim * ql_kv_item(w->dtype);
-}
+static size_t key_bytes(const ql_window *w) { return ql_row_bytes(w->dtype, w->heads.head_dim); }
+
+size_t ql_window_head_bytes(const ql_window *w) { return w->capacity * key_bytes(w); }
 
 size_t ql_window_bytes(const ql_window *w) {
     return (size_t)w->capacity * (key_rows(w) * key_bytes(w) + score_rows(w) * sizeof *w->scores);

@@ -8,11 +8,11 @@
 
 typedef struct ql_window {
     ql_heads heads;
-    ql_dtype dtype;
-    int64_t first; /* token of row 0 */
-    int capacity;  /* rows */
-    void *keys;    /* [L, G, capacity, D] */
-    float *scores; /* [L, H, capacity] */
+    ql_dtype dtype; /* of keys: QL_F32 or QL_BF16 */
+    int64_t first;  /* token of row 0 */
+    int capacity;   /* rows */
+    void *keys;     /* [L, G, capacity, D] */
+    float *scores;  /* [L, H, capacity] */
 } ql_window;
 
 /* most: rows that must fit at once; as many again give moves something to be rare with. */
@@ -22,6 +22,7 @@ ql_status ql_window_init(ql_window *window, ql_heads heads, ql_dtype dtype, int 
  * score 0. */
 void ql_window_advance(ql_window *window, int64_t keep, int64_t begin, int64_t end);
 void *ql_window_key(const ql_window *window, int layer, int g, int64_t token);
+size_t ql_window_head_bytes(const ql_window *window); /* between the keys of two kv heads */
 float *ql_window_scores(const ql_window *window, int layer, int h, int64_t token);
 /* Makes *to (uninitialised) hold what *from holds of the tokens before end. */
 ql_status ql_window_fork(ql_window *to, const ql_window *from, int64_t end, ql_error *err);

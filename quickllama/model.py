@@ -165,7 +165,8 @@ class Model(_core.Model):
 
         * ``memory``: None: ``MemoryConfig()``, mode qllm with window 1k.
         * ``query_span``: (start, end) of the question, counted from the session's first token.
-        * ``kv_dtype``: how keys and values are kept, bfloat16 (also for None) or float32.
+        * ``kv_dtype``: how keys and values are kept, ``"bfloat16"`` (also for None),
+          ``"float32"``, or ``"int8"`` in half of bfloat16's memory.
         * ``trace``: keep a record of every lookup in ``session.trace``.
         * ``skim_heads``: (layer, query head) each: compute only the layers up to the highest of
           them, and keep nothing but their keys of what leaves the window. For the modes stream and

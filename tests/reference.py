@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from reference_rope import Rope
+from reference_rounding import ROUNDED, round_to_bfloat16
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -49,16 +50,27 @@ class Memory:
     lookup_interval: int = 1  # not in the paper: of single tokens, every so manieth looks up
     question_weight: float = 1.0  # the paper's beta
     mask: str = "exact"  # or "authors"
+    kv_dtype: str = "float32"  # of keys and values: or "bfloat16", "int8"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.mask not in ("exact", "authors"):
             raise ValueError(f"unknown mode {self.mode!r} or mask {self.mask!r}")
+        if self.kv_dtype not in ROUNDED:
+            raise ValueError(f"unknown kv_dtype {self.kv_dtype!r}")
         if not 1 <= self.exc_block_size <= self.n_local and self.mode != "full":
             raise ValueError("exc_block_size must be 1 .. n_local")
 
     @property
     def has_blocks(self) -> bool:
         return self.mode in ("infllm", "qllm")
+
+    def kept(self, x: Floats) -> Floats:
+        """Keys or values [..., D] as they are after being kept."""
+        return ROUNDED[self.kv_dtype](x)
+
+    def kept_near(self, x: Floats) -> Floats:
+        """The same for the window's rotated keys and the blocks' vectors: never in int8."""
+        return x if self.kv_dtype == "float32" else round_to_bfloat16(x)
 
 
 @dataclass(frozen=True)
@@ -147,8 +159,8 @@ class LayerMemory:
         self.window = memory.n_local
         if memory.mode == "full":
             self.window = shape.sliding_window or UNBOUNDED
-        self.keys: Floats = np.zeros((kv_heads, 0, dim), np.float32)  # [G, N, D], un-rotated
-        self.values: Floats = np.zeros((kv_heads, 0, dim), np.float32)  # [G, N, D]
+        self.keys: Floats = np.zeros((kv_heads, 0, dim), np.float32)  # [G, N, D], un-rotated, exact
+        self.values: Floats = np.zeros((kv_heads, 0, dim), np.float32)  # [G, N, D], as kept
         self.local_scores: Floats = np.zeros((heads, 0), np.float32)  # [H, N]
         self.vectors: Floats = np.zeros((0, heads, dim), np.float32)  # [B, H, D]
         self.init_end = 0  # tokens 0 .. init_end-1 are first tokens
@@ -175,7 +187,7 @@ class LayerMemory:
         """
         first = self.length  # of the chunk's tokens
         self.keys = np.concatenate([self.keys, keys], axis=1)
-        self.values = np.concatenate([self.values, values], axis=1)
+        self.values = np.concatenate([self.values, self.memory.kept(values)], axis=1)
         new_scores = np.zeros((queries.shape[0], queries.shape[1]), np.float32)
         self.local_scores = np.concatenate([self.local_scores, new_scores], axis=1)
 
@@ -204,9 +216,11 @@ class LayerMemory:
         positions = np.arange(start, self.length)
         query_positions = np.arange(first, self.length)
         distance = query_positions[:, None] - positions[None, :]  # [m, n]
+        keys = self.rope.rotate(self.keys[:, start:], positions)
+        full = self.memory.mode == "full"  # whose keys are kept like this, once
         return Part(
             self.rope.rotate(queries, query_positions),
-            self.rope.rotate(self.keys[:, start:], positions),
+            self.memory.kept(keys) if full else self.memory.kept_near(keys),
             self.values[:, start:],
             (distance >= 0) & (distance < self.window),
         )
@@ -228,7 +242,8 @@ class LayerMemory:
             queries = self.rope.rotate_to(queries, n_local + n_init - 1)
         else:
             queries = self.rope.rotate_to(queries, n_local - 1)
-        yield Part(queries, keys, self.values[:, : len(positions)], distance >= n_local)
+        values = self.values[:, : len(positions)]
+        yield Part(queries, self.memory.kept(keys), values, distance >= n_local)
 
     def far_parts(self, far_queries: Floats, first: int, retrieved: Ints) -> Iterator[Part]:
         """Step 3, infllm and qllm: retrieved blocks, first tokens, remainder, all n_local-1 away.
@@ -248,7 +263,8 @@ class LayerMemory:
         visible = np.ones_like(distance, dtype=bool)
         if self.memory.mask == "exact":
             visible = distance >= n_local
-        yield Part(far_queries, self.keys[:, tokens], self.values[:, tokens], visible)
+        keys = self.memory.kept(self.keys[:, tokens])
+        yield Part(far_queries, keys, self.values[:, tokens], visible)
 
     # -- lookup
 
@@ -287,8 +303,10 @@ class LayerMemory:
     def represent(self, start: int, end: int) -> Floats:
         """The vector [H, D] of a block: per query head the mean key of its repr_topk best."""
         heads = self.local_scores.shape[0]
-        keys = for_every_query_head(self.keys[:, start:end], heads)  # [H, P, D]
-        return self.mean_of_best(self.local_scores[:, start:end], keys)
+        kept = self.memory.kept(self.keys[:, start:end])
+        keys = for_every_query_head(kept, heads)  # [H, P, D]
+        mean = self.mean_of_best(self.local_scores[:, start:end], keys)
+        return self.memory.kept_near(mean)
 
     def remember_question(self, far_queries: Floats, first: int, span: tuple[int, int]) -> None:
         """Step 7: at the first chunk end with the span read and more than n_local waiting."""

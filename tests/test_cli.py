@@ -79,10 +79,11 @@ def test_an_answer_on_stdout_and_a_bar_on_stderr(
     assert "belong to retrieval 'heads'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kv", ["f32", "int8"])
 def test_json_holds_what_was_found(
-    text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    kv: str, text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ask(text, folder, "--json", "--dtype", "f32", "--kv-dtype", "f32") == 0
+    assert ask(text, folder, "--json", "--dtype", "f32", "--kv-dtype", kv) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["characters"], report["dtype"], report["threads"]) == (len(TEXT), "float32", 1)
     assert report["memory"]["n_local"] == 64 and report["memory"]["exc_block_size"] == 64
@@ -100,7 +101,7 @@ def test_json_holds_what_was_found(
     model = ql.Model.from_pretrained(folder, dtype="f32", n_threads=1)
     ids, span = paper_prompt(model.tokenizer, QUESTION, TEXT)
     memory = ql.MemoryConfig(n_init=8, n_local=64, block_size=16, topk=2, exc_block_size=64)
-    result = model.generate(ids, max_new_tokens=12, memory=memory, query_span=span, kv_dtype="f32")
+    result = model.generate(ids, max_new_tokens=12, memory=memory, query_span=span, kv_dtype=kv)
     new = [token for token in result[len(ids) :].tolist() if token != 258]
     assert answer["tokens"] == new
     assert answer["text"] == model.tokenizer.decode(new).strip()
@@ -391,6 +392,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["path"] == str(folder) and facts["stored_as"] == "float32"
     assert facts["matrices_stored_as"] == facts["dtype_stored_holds_them_as"] == "float32"
     assert facts["key_value_bytes_per_token"] == 2 * 2 * 2 * 2 * 8
+    assert facts["key_value_bytes_per_token_int8"] == 2 * 2 * 2 * (8 + 4)
     (folder / "tokenizer.json").rename(folder / "kept")
     try:
         assert main(["info", str(folder)]) == 0

@@ -355,7 +355,7 @@ def test_names_of_formats() -> None:
         "bfloat16",
         "int8",
     ]
-    assert kv_dtype_name("bf16") == "bfloat16"
+    assert [kv_dtype_name(name) for name in ("bf16", "int8")] == ["bfloat16", "int8"]
     for names in (held_dtype, kv_dtype_name):
         with pytest.raises(InvalidValue, match="not kept"):
             names("f16")
@@ -363,8 +363,8 @@ def test_names_of_formats() -> None:
             names("flot32")
         with pytest.raises(InvalidType, match="'float32'"):
             names(np.float32)
-    with pytest.raises(InvalidValue, match="kv_dtype must be 'float32' or 'bfloat16', not 'int8'"):
-        kv_dtype_name("int8")
+    with pytest.raises(InvalidValue, match="must be 'float32', 'bfloat16' or 'int8', not 'q4'"):
+        kv_dtype_name("q4")
 
 
 def test_threads_are_bounded() -> None:

@@ -49,6 +49,15 @@ MEMORIES = {
     "qllm, few look-ups": ql.MemoryConfig(mode="qllm", lookup_interval=3, **SIZES),
 }
 
+# Weights' dtype, that of keys and values, and memories; weights of few bits know nothing of these.
+COMBINATIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("float32", "float32", tuple(MEMORIES)),
+    ("bfloat16", "bfloat16", tuple(MEMORIES)),
+    ("float32", "int8", tuple(MEMORIES)),
+    ("int8", "bfloat16", ("qllm",)),
+    ("q4", "bfloat16", ("qllm",)),
+)
+
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
@@ -81,22 +90,20 @@ def digest(array: NDArray[Any]) -> str:
 
 
 def thread_digests() -> list[str]:
-    """One line per memory and dtype: the digests of all logits with each number of threads."""
+    """One line per memory and dtypes: the digests of all logits with each number of threads."""
     lines = []
     prompt = PROMPT[:220]  # three chunks, several blocks
-    for dtype in DTYPES:
+    for dtype, kv_dtype, names in COMBINATIONS:
         models = [build(n_threads, dtype) for n_threads in THREADS]
-        kv_dtype = "float32" if dtype == "float32" else "bfloat16"
-        # Weights of few bits know nothing of memories.
-        for name in MEMORIES if dtype in ("float32", "bfloat16") else ("qllm",):
+        for name in names:
             found = [digest(read(begin(model, name, kv_dtype), prompt=prompt)) for model in models]
             found += [digest(model.forward(prompt)) for model in models if name == "full"]
-            lines.append(f"{dtype}; {name}; {' '.join(found)}")
+            lines.append(f"{dtype}; {kv_dtype}; {name}; {' '.join(found)}")
     return lines
 
 
 def check_thread_digests(lines: Sequence[str]) -> None:
-    assert len(lines) == 2 * len(MEMORIES) + 2
+    assert len(lines) == sum(len(names) for _, _, names in COMBINATIONS)
     for line in lines:
         found = line.split("; ")[-1].split()
         for start in range(0, len(found), len(THREADS)):
@@ -138,12 +145,13 @@ def test_splitting_at_whole_chunks_changes_no_bit(name: str, cuts: tuple[int, ..
     np.testing.assert_array_equal(read(begin(model, name), cuts), read(begin(model, name)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:])
-def test_splits_and_forks_change_no_bit_in_any_dtype(dtype: str) -> None:
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_splits_and_forks_change_no_bit_in_any_dtype(dtype: str, kv_dtype: str) -> None:
     model = build(dtype=dtype)
-    expected = read(begin(model, "qllm", "bfloat16"))
-    np.testing.assert_array_equal(read(begin(model, "qllm", "bfloat16"), (2 * EXC,)), expected)
-    original = begin(model, "qllm", "bfloat16")
+    expected = read(begin(model, "qllm", kv_dtype))
+    np.testing.assert_array_equal(read(begin(model, "qllm", kv_dtype), (2 * EXC,)), expected)
+    original = begin(model, "qllm", kv_dtype)
     first = original.feed(PROMPT[: 2 * EXC], all_logits=True)
     rest = read(original.fork(), prompt=PROMPT[2 * EXC :])
     np.testing.assert_array_equal(np.concatenate([first, rest]), expected)

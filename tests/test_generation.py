@@ -367,7 +367,7 @@ def test_prompts_that_cannot_be_read(
         ({"query_span": (1, 2, 3)}, ql.InvalidType, "pair"),
         ({"query_span": (1.5, 3)}, ql.InvalidType, "query_span"),
         ({"query_span": (1, 28), "memory": ASKING}, ql.InvalidValue, "27 tokens, more than"),
-        ({"kv_dtype": "int8"}, ql.InvalidValue, "kv_dtype"),
+        ({"kv_dtype": "q4"}, ql.InvalidValue, "kv_dtype"),
         ({"stop_strings": "x"}, ql.MissingKey, "tokenizer"),
     ],
 )

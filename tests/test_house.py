@@ -23,7 +23,7 @@ LAYERS = (
     ("ql",),
     ("error",),
     ("threads", "kernels", "store", "rope", "quant", "trace"),
-    ("blas", "strips"),
+    ("blas", "strips", "rows"),
     ("linear", "kv", "held"),
     ("window", "lookup", "attention", "keys"),
     ("memory", "pieces", "tiles"),

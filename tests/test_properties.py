@@ -252,11 +252,14 @@ def test_representatives_come_from_the_block() -> None:
         ql.MemoryConfig(block_size=4, repr_topk=5)
 
 
-@pytest.mark.parametrize("held", [("bfloat16", "bfloat16"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    "held", [("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("float32", "int8")]
+)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", ql.cpu_variants())
-def test_bfloat16_stays_near(variant: str, mode: str, held: tuple[str, str]) -> None:
-    """Weights, keys and values in bfloat16: 8 bits of mantissa, off by 1 in 500.
+def test_rounding_stays_near(variant: str, mode: str, held: tuple[str, str]) -> None:
+    """Weights, keys and values in bfloat16: 8 bits of mantissa, off by 1 in 500. In int8 keys and
+    values are off by 1 in 250 of their largest number.
 
     All blocks are retrieved, so that no choice depends on the rounding.
     """

@@ -169,8 +169,8 @@ def test_settings_can_be_read() -> None:
     for name in MEMORY:
         with pytest.raises(AttributeError):
             setattr(session, name, getattr(session, name))
-    half = core_session(MODEL, kv_dtype="bfloat16")
-    assert half.kv_dtype == "bfloat16"
+    for kv_dtype in ("bfloat16", "int8"):
+        assert core_session(MODEL, kv_dtype=kv_dtype).kv_dtype == kv_dtype
 
 
 def test_sizes() -> None:

@@ -72,7 +72,7 @@ def test_ranks_as_the_reference_with_all_layers(variant: str, mode: str) -> None
         np.testing.assert_allclose(scores[row], best, atol=2e-3)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
 def test_neither_threads_nor_splits_nor_forks_change_a_bit(kv_dtype: str) -> None:
     step = MEMORY["exc_block_size"]
     whole = skimmer(kv_dtype=kv_dtype)

@@ -4,6 +4,7 @@
 
 #define QL_WIDEN(half)   (vu) _mm256_cvtepu16_epi32((__m128i)(half))
 #define QL_NARROW(whole) __builtin_convertvector(whole, vh)
+#define QL_SIGNED(bytes) (vi) _mm256_cvtepi8_epi32(_mm_cvtsi64_si128((long long)(bytes)))
 #define QL_NEAREST(v)    (vi) _mm256_cvtps_epi32((__m256)(v))
 #define QL_HALVES(bits)  (vf) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(bits)))
 #define QL_DOT_PAIRS(sum, w, x)                                                                    \

@@ -4,6 +4,7 @@
 
 #define QL_WIDEN(half)   (vu) _mm512_cvtepu16_epi32((__m256i)(half))
 #define QL_NARROW(whole) (vh) _mm512_cvtepi32_epi16((__m512i)(whole))
+#define QL_SIGNED(bytes) (vi) _mm512_cvtepi8_epi32((__m128i)(bytes))
 #define QL_NEAREST(v)    (vi) _mm512_cvtps_epi32((__m512)(v))
 #define QL_BYTES(whole)  (vb) _mm512_cvtepi32_epi8((__m512i)(whole))
 #define QL_HALVES(bits)  (vf) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(bits)))

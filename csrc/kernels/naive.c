@@ -75,6 +75,55 @@ static void pack_bf16(uint16_t *y, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = to_bf16(x[i]);
 }
 
+static float scale_behind(const int8_t *row, size_t k) {
+    float scale;
+    memcpy(&scale, row + k, sizeof scale);
+    return scale;
+}
+
+static void dots_int8(float *y, size_t ldy, const float *x, size_t ldx, const int8_t *w, int n_x,
+                      size_t n_w, size_t k) {
+    for (size_t t = 0; t < (size_t)n_x; t++)
+        for (size_t i = 0; i < n_w; i++) {
+            const int8_t *row = w + i * (k + sizeof(float));
+            double total = 0;
+            for (size_t j = 0; j < k; j++) total += (double)x[t * ldx + j] * row[j];
+            y[t * ldy + i] = (float)(total * scale_behind(row, k));
+        }
+}
+
+static void mix_int8(float *y, size_t ldy, const float *p, size_t ldp, const int8_t *v, int n_p,
+                     size_t n, size_t d) {
+    for (size_t t = 0; t < (size_t)n_p; t++)
+        for (size_t c = 0; c < d; c++) {
+            double total = 0;
+            for (size_t j = 0; j < n; j++) {
+                const int8_t *row = v + j * (d + sizeof(float));
+                total += (double)p[t * ldp + j] * scale_behind(row, d) * row[c];
+            }
+            y[t * ldy + c] += (float)total;
+        }
+}
+
+static void unpack_int8(float *y, const int8_t *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = scale_behind(x, n) * (float)x[i];
+}
+
+static void pack_int8(int8_t *y, const float *x, size_t n) {
+    float most = 0, scale = 0;
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(x[i])) finite = false;
+        if (fabsf(x[i]) > most) most = fabsf(x[i]);
+    }
+    if (!finite)
+        scale = NAN;
+    else if (most >= 0x1p-100f)
+        scale = most / 127;
+    for (size_t i = 0; i < n; i++) y[i] = (int8_t)(scale > 0 ? lrintf(x[i] * (127 / most)) : 0);
+    memcpy(y + n, &scale, sizeof scale);
+}
+
 static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
     double total = 0;
     for (size_t i = 0; i < n; i++) total += (double)x[i] * x[i];
@@ -294,8 +343,12 @@ const ql_kernels ql_kernels_naive = {
     .dots_bf16 = dots_bf16,
     .mix_f32 = mix_f32,
     .mix_bf16 = mix_bf16,
+    .dots_int8 = dots_int8,
+    .mix_int8 = mix_int8,
     .unpack_bf16 = unpack_bf16,
     .pack_bf16 = pack_bf16,
+    .unpack_int8 = unpack_int8,
+    .pack_int8 = pack_int8,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .rope = rope,

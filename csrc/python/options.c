@@ -5,13 +5,15 @@
 
 static const char *const MODES[] = {"full", "stream", "infinite", "infllm", "qllm", NULL};
 static const char *const MASKS[] = {"exact", "authors", NULL};
+static const char *const KV_DTYPES[] = {"float32", "bfloat16", "int8", NULL};
+static const ql_dtype KV_DTYPE_OF[] = {QL_F32, QL_BF16, QL_INT8};
 
 const char *qlpy_mode_name(ql_mode mode) { return MODES[mode]; }
 
 const char *qlpy_mask_name(ql_mask mask) { return MASKS[mask]; }
 
 bool qlpy_memory(module_state *state, const session_options *given, ql_memory_config *out) {
-    int mode, mask;
+    int mode, mask, kv_dtype;
     double weight;
     if (!qlpy_choice(state, given->mode, "mode", MODES, &mode) ||
         !qlpy_choice(state, given->mask, "mask", MASKS, &mask) ||
@@ -23,12 +25,13 @@ bool qlpy_memory(module_state *state, const session_options *given, ql_memory_co
         !qlpy_int(state, given->exc_block_size, "exc_block_size", &out->exc_block_size) ||
         !qlpy_int(state, given->lookup_interval, "lookup_interval", &out->lookup_interval) ||
         !qlpy_double(state, given->question_weight, "question_weight", &weight) ||
-        !qlpy_dtype(state, given->kv_dtype, "kv_dtype", &out->kv_dtype) ||
+        !qlpy_choice(state, given->kv_dtype, "kv_dtype", KV_DTYPES, &kv_dtype) ||
         (given->trace && !qlpy_bool(state, given->trace, "trace", &out->trace))) {
         return false;
     }
     out->mode = (ql_mode)mode;
     out->mask = (ql_mask)mask;
+    out->kv_dtype = KV_DTYPE_OF[kv_dtype];
     out->question_weight = (float)weight;
     return true;
 }

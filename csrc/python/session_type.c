@@ -371,7 +371,7 @@ static const char session_doc[] =
     "n_init, n_local, block_size, exc_block_size, repr_topk: tokens; topk: blocks.\n"
     "lookup_interval: tokens; of those that come one at a time, each so manieth looks blocks up.\n"
     "question_weight: the paper's beta. mask: 'exact' or 'authors'.\n"
-    "kv_dtype: 'float32' or 'bfloat16'.\n"
+    "kv_dtype: 'float32', 'bfloat16' or 'int8'.\n"
     "query_span: (start, end) of the question, counted from the session's first token.\n"
     "trace: keep a TraceRecord per execution chunk and layer.\n"
     "skim_heads: integers [n, 2], (layer, query head) each: compute only the layers up to the\n"

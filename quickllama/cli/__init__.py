@@ -304,7 +304,9 @@ def _add_memory(ask: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         metavar="N",
         help="tokens read at a time (default: the window's, at most --n-local)",
     )
-    memory.add_argument("--kv-dtype", help="of keys and values: bfloat16 (default) or float32")
+    memory.add_argument(
+        "--kv-dtype", help="of keys and values: bfloat16 (default), float32 or int8"
+    )
     return memory
 
 

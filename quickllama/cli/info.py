@@ -9,6 +9,7 @@ from typing import Any
 
 from quickllama import _core, checkpoint
 from quickllama.config import KV_DTYPE, MemoryConfig, ModelConfig
+from quickllama.dtypes import kv_bytes
 from quickllama.errors import Error
 from quickllama.hub import locate
 
@@ -20,7 +21,7 @@ def info(model: str, *, as_json: bool) -> int:
     path = locate(model)
     opened = checkpoint.open(path)
     config = ModelConfig.from_hf(opened.config)
-    kv_bytes = 2 if KV_DTYPE == "bfloat16" else 4
+    key_value_rows = 2 * config.num_hidden_layers * config.num_key_value_heads
     facts: dict[str, Any] = {
         "path": str(path),
         "family": config.model_type,
@@ -41,9 +42,8 @@ def info(model: str, *, as_json: bool) -> int:
         "trained_context": config.max_position_embeddings,
         "chat_template": _has_chat_template(opened),
         "question_weight": MemoryConfig().resolved(config).question_weight,
-        "key_value_bytes_per_token": (
-            2 * kv_bytes * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        ),
+        "key_value_bytes_per_token": key_value_rows * kv_bytes(KV_DTYPE, config.head_dim),
+        "key_value_bytes_per_token_int8": key_value_rows * kv_bytes("int8", config.head_dim),
     }
     if as_json:
         print(json.dumps(facts, indent=2))

@@ -110,6 +110,98 @@ static void mix(void) {
             for (int n_p = 1; n_p <= QL_FEW_ROWS; n_p++) mix_case(n_p, ns[a], ds[c]);
 }
 
+/* Rows of int8, rounded by the naive twin. */
+static int8_t *bytes(size_t rows, size_t k) {
+    size_t stride = k + sizeof(float);
+    float *x = floats(rows * k);
+    int8_t *y = malloc(rows * stride + 1);
+    for (size_t i = 0; i < rows; i++) naive->pack_int8(y + i * stride, x + i * k, k);
+    free(x);
+    return y;
+}
+
+static void dots_int8_case(int n_x, size_t n_w, size_t k) {
+    size_t ldx = k + 3, ldy = n_w + 2, stride = k + sizeof(float);
+    float *x = floats(4 * ldx), *y = floats(4 * ldy), *z = malloc(4 * ldy * sizeof *z);
+    int8_t *w = bytes(n_w, k);
+    memcpy(z, y, 4 * ldy * sizeof *z);
+    tested->dots_int8(y, ldy, x, ldx, w, n_x, n_w, k);
+    naive->dots_int8(z, ldy, x, ldx, w, n_x, n_w, k);
+    CHECK_NEAR(worst(y, z, 4 * ldy), 0, 1e-6 * sqrt((double)k + 1));
+    float alone;
+    for (size_t t = 0; t < (size_t)n_x; t++)
+        for (size_t i = 0; i < n_w; i++) {
+            tested->dots_int8(&alone, 1, x + t * ldx, ldx, w + i * stride, 1, 1, k);
+            CHECK_SAME_BITS(&alone, &y[t * ldy + i], sizeof alone);
+        }
+    free(x), free(y), free(z), free(w);
+}
+
+static void mix_int8_case(int n_p, size_t n, size_t d) {
+    size_t ldp = n + 3, ldy = d + 2;
+    float *p = floats(4 * ldp), *y = floats(4 * ldy), *z = malloc(4 * ldy * sizeof *z),
+          *before = malloc(4 * ldy * sizeof *before);
+    int8_t *v = bytes(n, d);
+    memcpy(z, y, 4 * ldy * sizeof *z);
+    memcpy(before, y, 4 * ldy * sizeof *z);
+    tested->mix_int8(y, ldy, p, ldp, v, n_p, n, d);
+    naive->mix_int8(z, ldy, p, ldp, v, n_p, n, d);
+    CHECK_NEAR(worst(y, z, 4 * ldy), 0, 2e-6 * sqrt((double)n + 1));
+    for (size_t t = 0; t < (size_t)n_p; t++) {
+        tested->mix_int8(before + t * ldy, ldy, p + t * ldp, ldp, v, 1, n, d);
+        CHECK_SAME_BITS(before + t * ldy, y + t * ldy, d * sizeof *y);
+    }
+    free(p), free(y), free(z), free(v), free(before);
+}
+
+/* Rounded and read again with the same bits, whatever the size; what is behind is untouched. */
+static void bytes_case(size_t n, float size) {
+    float *x = floats(n), *y = floats(n + 1), *z = malloc((n + 1) * sizeof *z), scale;
+    int8_t *a = malloc(n + 5), *b = malloc(n + 5);
+    memset(a, 7, n + 5), memset(b, 7, n + 5);
+    memcpy(z, y, (n + 1) * sizeof *z);
+    for (size_t i = 0; i < n; i++) x[i] *= size;
+    tested->pack_int8(a, x, n);
+    naive->pack_int8(b, x, n);
+    CHECK_SAME_BITS(a, b, n + 5);
+    tested->unpack_int8(y, a, n);
+    naive->unpack_int8(z, a, n);
+    CHECK_SAME_BITS(y, z, (n + 1) * sizeof *y);
+    memcpy(&scale, a + n, sizeof scale);
+    for (size_t i = 0; i < n; i++)
+        CHECK_NEAR(y[i], x[i], scale > 0 ? 0.501 * (double)scale : 0x1p-100);
+    free(x), free(y), free(z), free(a), free(b);
+}
+
+static void rows_of_bytes(void) {
+    const size_t ks[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 80, 128, 200},
+                 ns[] = {0, 1, 5, 200};
+    for (size_t c = 0; c < sizeof ks / sizeof *ks; c++)
+        for (int few = 1; few <= QL_FEW_ROWS; few++) {
+            for (size_t n_w = 0; n_w <= 11; n_w++) dots_int8_case(few, n_w, ks[c]);
+            for (size_t a = 0; a < sizeof ns / sizeof *ns; a++) mix_int8_case(few, ns[a], ks[c]);
+        }
+    const float sizes[] = {1, 0, 1e-38f, 1e-31f, 0x1p-101f, 1e-20f, 3e38f};
+    for (size_t n = 1; n <= 130; n++)
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) bytes_case(n, sizes[i]);
+    float ends[40], got[40], scale;
+    int8_t row[44];
+    for (int i = 0; i < 40; i++) ends[i] = (float)i - 12.5f; /* halves go to even numbers */
+    ends[39] = 127;
+    tested->pack_int8(row, ends, 40);
+    for (int i = 0; i < 39; i++) CHECK_EQUAL(row[i], i - 12 - i % 2);
+    CHECK_EQUAL(row[39], 127);
+    for (int bad = 0; bad < 3; bad++) {
+        ends[17] = bad == 0 ? NAN : bad == 1 ? INFINITY : -INFINITY;
+        tested->pack_int8(row, ends, 40);
+        memcpy(&scale, row + 40, sizeof scale);
+        CHECK(isnan(scale));
+        tested->unpack_int8(got, row, 40);
+        tested->dots_int8(&scale, 1, ends, 40, row, 1, 1, 40);
+        CHECK(isnan(got[0]) && isnan(got[39]) && isnan(scale));
+    }
+}
+
 /* n numbers as a panel's format has them; the naive twin rounds. */
 static void *numbers(const ql_panels *format, const float *x, size_t n) {
     return format->item == sizeof(float) ? memcpy(malloc((n + 1) * sizeof *x), x, n * sizeof *x)
@@ -396,6 +488,7 @@ int main(void) {
         int failures = check_failures;
         RUN(dots);
         RUN(mix);
+        RUN(rows_of_bytes);
         RUN(panels);
         RUN(conversions);
         RUN(exponentials);

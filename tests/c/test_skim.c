@@ -68,13 +68,13 @@ static void expect_results(ql_session *s, const float *expected) {
  * it forgets them. (StreamingLLM's first tokens lie there rotated.) */
 static void keys_are_those_of_all_layers(void) {
     const ql_mode modes[] = {QL_STREAM, QL_INFINITE};
-    const ql_dtype dtypes[] = {QL_F32, QL_BF16};
-    for (int which = 0; which < 4; which++) {
+    const ql_dtype dtypes[] = {QL_F32, QL_BF16, QL_INT8};
+    for (int which = 0; which < 6; which++) {
         ql_error err = {0};
-        ql_memory_config memory = memory_of(modes[which / 2], dtypes[which % 2]);
+        ql_memory_config memory = memory_of(modes[which / 3], dtypes[which % 3]);
         ql_session *whole = ql_session_new(model, &memory, &err),
                    *skim = ql_session_skim(model, &memory, KEPT, N_KEPT, &err);
-        size_t row = D * ql_kv_item(memory.kv_dtype);
+        size_t row = ql_row_bytes(memory.kv_dtype, D);
         for (int64_t at = 0; at < N; at += EXC) {
             feed(whole, at, at + EXC);
             feed(skim, at, at + EXC);
@@ -84,8 +84,7 @@ static void keys_are_those_of_all_layers(void) {
                     int g = KEPT[i].head / GROUP;
                     ql_span page = ql_kv_span(&whole->memory.kv, KEPT[i].layer, token, 1),
                             kept = ql_keys_span(&skim->memory.keys, KEPT[i].layer, g, token, 1);
-                    const char *key = (const char *)page.k + g * page.k_stride / D * row;
-                    CHECK_SAME_BITS(kept.k, key, row);
+                    CHECK_SAME_BITS(kept.k, (const char *)page.k + g * page.k_stride, row);
                 }
             }
         }
@@ -149,17 +148,17 @@ static void a_short_text_is_ranked_as_ever(void) {
 static bool stop_at(void *context) { return --*(int *)context < 0; }
 
 /* Neither threads nor cuts, interruptions, forks or a reset change a bit. */
-static void the_same_bits_come_out(void) {
+static void the_same_bits_of(ql_dtype dtype) {
     ql_error err = {0};
     float expected[RESULTS];
-    ql_session *s = skimmer_of(model, QL_BF16);
+    ql_session *s = skimmer_of(model, dtype);
     feed(s, 0, N);
     results_of(s, expected);
     const int threads[] = {1, 3, 5};
     for (int i = 0; i < 3; i++) {
         ql_config config = tiny_config();
         ql_model *other = tiny_model(&config, QL_F32, threads[i], &err);
-        ql_session *own = skimmer_of(other, QL_BF16);
+        ql_session *own = skimmer_of(other, dtype);
         for (int64_t at = 0, n; at < N; at += n) {
             n = at + 7 * EXC < N ? 7 * EXC : N - at;
             feed(own, at, at + n);
@@ -186,14 +185,22 @@ static void the_same_bits_come_out(void) {
     ql_session_free(fork);
 }
 
+static void the_same_bits_come_out(void) {
+    the_same_bits_of(QL_BF16);
+    the_same_bits_of(QL_INT8);
+}
+
 static void holds_little(void) {
-    ql_session *s = skimmer_of(model, QL_BF16);
-    feed(s, 0, 600);
-    size_t before = ql_session_bytes(s);
-    feed(s, 600, N);
-    size_t slab = 512 * 2 * D * sizeof(uint16_t); /* of two key heads */
-    CHECK(ql_session_bytes(s) - before >= slab && ql_session_bytes(s) - before < 2 * slab);
-    ql_session_free(s);
+    const size_t rows[] = {D * sizeof(uint16_t), D + sizeof(float)}; /* bytes of a key */
+    for (int which = 0; which < 2; which++) {
+        ql_session *s = skimmer_of(model, which ? QL_INT8 : QL_BF16);
+        feed(s, 0, 600);
+        size_t before = ql_session_bytes(s);
+        feed(s, 600, N);
+        size_t slab = 512 * 2 * rows[which]; /* of two key heads */
+        CHECK(ql_session_bytes(s) - before >= slab && ql_session_bytes(s) - before < 2 * slab);
+        ql_session_free(s);
+    }
 }
 
 /* Pages that leave the window are used again, so that memory neither grows nor is had anew; a fork
