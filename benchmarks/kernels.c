@@ -47,16 +47,22 @@ static void *memory(size_t bytes) {
     return data;
 }
 
-/* n numbers of dtype in [-1, 1). */
-static void *numbers(size_t n, ql_dtype dtype) {
-    void *data = memory(n * ql_kv_item(dtype) + 64);
-    float row[1024];
-    for (size_t i = 0; i < 1024; i++) row[i] = (float)((i * 7919 + 13) % 2048) / 1024 - 1;
-    for (size_t at = 0; at < n; at += 1024)
-        ql_put_row(kernels, (char *)data + at * ql_kv_item(dtype), row, dtype,
-                   n - at < 1024 ? n - at : 1024);
+/* Rows of k numbers in [-1, 1), as they are kept in dtype. */
+static void *kept_rows(size_t n_rows, size_t k, ql_dtype dtype) {
+    size_t bytes = ql_row_bytes(dtype, k);
+    char *data = memory(n_rows * bytes + 64);
+    float *row = memory(k * sizeof *row);
+    for (size_t i = 0; i < n_rows; i++) {
+        for (size_t j = 0; j < k; j++)
+            row[j] = (float)(((i * k + j) * 7919 + 13) % 2048) / 1024 - 1;
+        ql_put_row(kernels, data + i * bytes, row, dtype, k);
+    }
+    free(row);
     return data;
 }
+
+/* n numbers of dtype, float32 or bfloat16. */
+static void *numbers(size_t n, ql_dtype dtype) { return kept_rows(1, n, dtype); }
 
 typedef struct bench {
     const char *kernel, *limit; /* "memory", "float32", "bfloat16" or "" for none */
@@ -103,23 +109,17 @@ typedef struct rows {
 } rows;
 
 static const void *copy_of(const rows *r, int call) {
-    return (const char *)r->w + (size_t)call % r->copies * r->n_w * r->k * ql_kv_item(r->dtype);
+    return (const char *)r->w + (size_t)call % r->copies * r->n_w * ql_row_bytes(r->dtype, r->k);
 }
 
 static void run_dots(void *context, int call) {
     const rows *r = context;
-    if (r->dtype == QL_F32)
-        kernels->dots_f32(r->y, r->n_w, r->x, r->k, copy_of(r, call), r->k, r->n, r->n_w, r->k);
-    else
-        kernels->dots_bf16(r->y, r->n_w, r->x, r->k, copy_of(r, call), r->k, r->n, r->n_w, r->k);
+    ql_dot_rows(kernels, r->y, r->n_w, r->x, copy_of(r, call), r->dtype, r->n, r->n_w, r->k);
 }
 
 static void run_mix(void *context, int call) {
     const rows *r = context;
-    if (r->dtype == QL_F32)
-        kernels->mix_f32(r->y, r->k, r->x, r->n_w, copy_of(r, call), r->k, r->n, r->n_w, r->k);
-    else
-        kernels->mix_bf16(r->y, r->k, r->x, r->n_w, copy_of(r, call), r->k, r->n, r->n_w, r->k);
+    ql_mix_rows(kernels, r->y, r->k, r->x, r->n_w, copy_of(r, call), r->dtype, r->n, r->n_w, r->k);
 }
 
 static void run_exp_sum(void *context, int call) {
@@ -130,22 +130,21 @@ static void run_exp_sum(void *context, int call) {
 }
 
 static void few_rows(ql_dtype dtype, int n, size_t n_w, size_t k, size_t bytes, bool mixes) {
-    size_t one = n_w * k * ql_kv_item(dtype), copies = bytes / one ? bytes / one : 1;
+    size_t one = n_w * ql_row_bytes(dtype, k), copies = bytes / one ? bytes / one : 1;
     rows r = {n, n_w, k, copies, dtype, NULL, NULL, NULL};
     r.x = numbers(QL_FEW_ROWS * (mixes ? n_w : k), QL_F32);
     r.y = numbers(QL_FEW_ROWS * (mixes ? k : n_w), QL_F32);
-    r.w = numbers(copies * n_w * k, dtype);
+    r.w = kept_rows(copies * n_w, k, dtype);
     bool streams = bytes > one;
     bench b = {.flops = 2.0 * n * (double)n_w * (double)k,
                .bytes = (double)one,
                .threads = 1,
                .run = mixes ? run_mix : run_dots,
                .context = &r};
-    b.kernel = mixes             ? dtype == QL_F32 ? "mix_f32" : "mix_bf16"
-               : dtype == QL_F32 ? "dots_f32"
-                                 : "dots_bf16";
     b.limit = streams ? "memory" : "float32";
-    char what[96];
+    char kernel[32], what[96];
+    snprintf(kernel, sizeof kernel, "%s %s", mixes ? "mix" : "dots", ql_dtype_name(dtype));
+    b.kernel = kernel;
     snprintf(what, sizeof what, "%d row%s, %zu x %zu, %s", n, n > 1 ? "s" : "", n_w, k,
              streams ? "from memory" : "in cache");
     measure(&b, what);
@@ -265,7 +264,7 @@ typedef struct attention {
     int copies; /* of keys and values, walked through */
     int64_t n_keys;
     size_t copy_bytes;
-    char *keys; /* [copies, 2, G, n_keys, D] */
+    char *keys; /* rows [copies, 2, G, n_keys] of D numbers */
     ql_span global[MOST_SPANS], local[MOST_SPANS];
     void *scratch;
 } attention;
@@ -292,13 +291,14 @@ static void run_attention(void *context, int call) {
 /* Adds spans of at most P tokens from position first on; *at counts keys. */
 static int add_spans(attention *x, ql_span *spans, int n, int64_t *at, int64_t tokens,
                      int64_t first) {
-    size_t item = ql_kv_item(x->a.dtype), D = (size_t)x->a.heads.head_dim,
-           values = (size_t)x->a.heads.n_kv_heads * (size_t)x->n_keys * D * item;
+    size_t row = ql_row_bytes(x->a.dtype, (size_t)x->a.heads.head_dim),
+           head = (size_t)x->n_keys * row, values = (size_t)x->a.heads.n_kv_heads * head;
     for (int64_t done = 0; done < tokens; done += P) {
         ql_span *span = &spans[n++];
-        span->k = x->keys + (size_t)*at * D * item;
-        span->v = x->keys + values + (size_t)*at * D * item;
-        span->k_stride = span->v_stride = (size_t)x->n_keys * D;
+        span->k = x->keys + (size_t)*at * row;
+        span->v = x->keys + values + (size_t)*at * row;
+        span->k_stride = span->v_stride = head;
+        span->k_dtype = span->v_dtype = x->a.dtype;
         span->n = (int)(tokens - done < P ? tokens - done : P);
         span->first = first + done;
         *at += span->n;
@@ -329,9 +329,10 @@ static void attend(const char *model, ql_heads heads, ql_dtype dtype, int n_toke
                          .masks_global = true,
                          .global = x.global,
                          .local = x.local};
-    x.copy_bytes = 2 * (size_t)heads.n_kv_heads * (size_t)x.n_keys * D * ql_kv_item(dtype);
+    size_t rows = 2 * (size_t)heads.n_kv_heads * (size_t)x.n_keys;
+    x.copy_bytes = rows * ql_row_bytes(dtype, D);
     x.copies = n_tokens == 1 && bytes > x.copy_bytes ? (int)(bytes / x.copy_bytes) : 1;
-    x.keys = numbers((size_t)x.copies * x.copy_bytes / ql_kv_item(dtype), dtype);
+    x.keys = kept_rows((size_t)x.copies * rows, D, dtype);
     int64_t at = 0, last = FIRST + n_tokens - 1;
     int n = add_spans(&x, x.global, 0, &at, N_INIT, 0);
     n = add_spans(&x, x.global, n, &at, (int64_t)TOPK * P, 1024);
@@ -347,7 +348,9 @@ static void attend(const char *model, ql_heads heads, ql_dtype dtype, int n_toke
                                      : ql_tiles_scratch(kernels, heads, dtype, n_threads, n_tokens,
                                                         N_INIT + TOPK * P + remainder,
                                                         N_LOCAL + n_tokens - 1, N_LOCAL));
-    bench b = {.kernel = dtype == QL_F32 ? "attention float32" : "attention bfloat16",
+    char kernel[32], what[96];
+    snprintf(kernel, sizeof kernel, "attention %s", ql_dtype_name(dtype));
+    bench b = {.kernel = kernel,
                .limit = n_tokens == 1     ? "memory"
                         : dtype == QL_F32 ? "float32"
                                           : "bfloat16",
@@ -356,7 +359,6 @@ static void attend(const char *model, ql_heads heads, ql_dtype dtype, int n_toke
                .threads = n_threads,
                .run = run_attention,
                .context = &x};
-    char what[96];
     snprintf(what, sizeof what, "%s window 1k, %d quer%s, %s", model, n_tokens,
              n_tokens > 1 ? "ies" : "y", x.copies > 1 ? "from memory" : "in cache");
     measure(&b, what);
@@ -421,12 +423,14 @@ static void rank(int64_t n_tokens) {
 /* ---- all of it ---- */
 
 static void one_thread_each(size_t bytes) {
-    const ql_dtype dtypes[] = {QL_F32, QL_BF16};
-    for (int i = 0; i < 2; i++) {
+    const ql_dtype dtypes[] = {QL_F32, QL_BF16, QL_INT8};
+    for (int i = 0; i < 3; i++) {
         few_rows(dtypes[i], 1, 1536, 576, bytes, false);
         few_rows(dtypes[i], 1, 576, 1536, bytes, false);
         few_rows(dtypes[i], 4, 1536, 576, bytes, false);
         few_rows(dtypes[i], 4, 256, 576, 0, false);
+        few_rows(dtypes[i], 3, 64, 64, bytes, false);
+        few_rows(dtypes[i], 3, 64, 64, 0, false);
         few_rows(dtypes[i], 3, 64, 64, bytes, true);
         few_rows(dtypes[i], 3, 64, 64, 0, true);
     }
@@ -451,7 +455,7 @@ static void all_threads(size_t bytes) {
             linear("Llama-3-8B", dtypes[i], large[j][0] / size, large[j][1] / size,
                    size == 1 ? 512 : 8, 0);
     }
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         attend("SmolLM2", smollm2, dtypes[i], size == 1 ? 512 : 16, 0);
         attend("Llama-3-8B", llama3, dtypes[i], size == 1 ? 512 : 16, 0);
         attend("SmolLM2", smollm2, dtypes[i], 1, bytes);

@@ -6,7 +6,12 @@
 #define QL_NARROW(whole) __builtin_convertvector(whole, vh)
 #define QL_SIGNED(bytes) (vi) _mm256_cvtepi8_epi32(_mm_cvtsi64_si128((long long)(bytes)))
 #define QL_NEAREST(v)    (vi) _mm256_cvtps_epi32((__m256)(v))
-#define QL_HALVES(bits)  (vf) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(bits)))
+#define QL_BYTES(whole)                                                                            \
+    (vb) _mm_cvtsi128_si64(                                                                        \
+        _mm_packs_epi16(_mm_packs_epi32(_mm256_castsi256_si128((__m256i)(whole)),                  \
+                                        _mm256_extracti128_si256((__m256i)(whole), 1)),            \
+                        _mm_setzero_si128()))
+#define QL_HALVES(bits) (vf) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(bits)))
 #define QL_DOT_PAIRS(sum, w, x)                                                                    \
     (vi) _mm256_add_epi16((__m256i)(sum), _mm256_maddubs_epi16((__m256i)(w), (__m256i)(x)))
 #define QL_ADD_PAIRS(low, high)                                                                    \
