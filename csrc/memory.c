@@ -61,6 +61,7 @@ ql_status ql_memory_init(ql_memory *m, ql_heads heads, const ql_memory_config *c
                                     : NO_REACH;
     ql_kv_init(&m->kv, heads, config->kv_dtype, ql_memory_full(m) ? 0 : config->n_init,
                ql_memory_full(m) ? FULL_PAGE : config->block_size);
+    /* There is little of these, and a window's keys matter most. */
     ql_dtype precise = config->kv_dtype == QL_F32 ? QL_F32 : QL_BF16;
     ql_index_init(&m->index, heads, precise);
     ql_status status = allocate(m, err);

@@ -121,10 +121,14 @@ class Passkey:
         settings = {"question_weight": 1.0, "mask": "authors", **changes}
         return ql.MemoryConfig.window("1k", mode=mode, **settings)
 
-    def ask(self, model: ql.Model, memory: ql.MemoryConfig) -> tuple[list[int], str]:
+    def ask(
+        self, model: ql.Model, memory: ql.MemoryConfig, kv_dtype: str = "bfloat16"
+    ) -> tuple[list[int], str]:
         """Generated ids without the end token, and their text."""
         span = self.query_span if memory.mode == "qllm" else None
-        ids = model.generate(self.prompt, max_new_tokens=24, memory=memory, query_span=span)
+        ids = model.generate(
+            self.prompt, max_new_tokens=24, memory=memory, query_span=span, kv_dtype=kv_dtype
+        )
         answer = [int(token) for token in ids[len(self.prompt) :]]
         end = model.tokenizer.encode("<|im_end|>", add_special_tokens=False)
         if answer[-1:] == [int(token) for token in end]:
@@ -167,8 +171,9 @@ def test_passkey(real_model: ql.Model, case: Passkey, mode: str) -> None:
         assert ids == theirs["generated"]
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("case", PASSKEYS[:1])
-def test_passkey_is_found_by_retrieval(real_model: ql.Model, case: Passkey) -> None:
+def test_passkey_is_found_by_retrieval(real_model: ql.Model, case: Passkey, kv_dtype: str) -> None:
     """With the mask that is the default here, too; and not at all when no block is retrieved."""
-    assert case.key in case.ask(real_model, case.memory("qllm", mask="exact"))[1]
-    assert case.key not in case.ask(real_model, case.memory("qllm", topk=0))[1]
+    assert case.key in case.ask(real_model, case.memory("qllm", mask="exact"), kv_dtype)[1]
+    assert case.key not in case.ask(real_model, case.memory("qllm", topk=0), kv_dtype)[1]

@@ -215,6 +215,18 @@ def test_a_skimmed_text_has_the_fact_too(document: ql.Document) -> None:
     assert nothing.confidence is not None and nothing.confidence < 0.5
 
 
+def test_keys_and_values_in_int8_serve_every_use(real: ql.Model, document: ql.Document) -> None:
+    read = real.read(document.text, kv_dtype="int8")
+    skimmed = real.skim(document.text, kv_dtype="int8")
+    cases = [(read, use) for use in ("reread", "reposition", "memory")]
+    for each, use in [*cases, (skimmed, "reread")]:
+        answer = each.ask(QUESTION, use=use, passages=2, neighbours=0, max_new_tokens=24)
+        assert "lighthouse" in answer.text and FACT in answer.evidence[0].text
+        nothing = each.ask(QUESTION, use=use, passages=0, neighbours=0, max_new_tokens=24)
+        assert "lighthouse" not in nothing.text
+    assert read.nbytes < 0.7 * document.nbytes
+
+
 def test_the_end_of_a_text_is_evidence_too(real: ql.Model) -> None:
     text = filler(np.random.default_rng(8), 5_000)
     document = real.read(text)
