@@ -27,7 +27,15 @@ except ModuleNotFoundError as problem:
 from quickllama.config import GenerationConfig, MemoryConfig, ModelConfig
 from quickllama.documents.answer import Answer, Passage
 from quickllama.documents.head_store import RetrievalHeads
-from quickllama.errors import Busy, Error, FileProblem, InvalidType, InvalidValue, MissingKey
+from quickllama.errors import (
+    Busy,
+    Error,
+    FileProblem,
+    InvalidType,
+    InvalidValue,
+    MissingKey,
+    MissingPackage,
+)
 from quickllama.model import Model
 
 if TYPE_CHECKING:
@@ -47,6 +55,7 @@ __all__ = [
     "InvalidValue",
     "MemoryConfig",
     "MissingKey",
+    "MissingPackage",
     "Model",
     "ModelConfig",
     "Passage",

@@ -7,7 +7,15 @@ built-in exception that a caller would expect, so both ``except quickllama.Error
 
 from __future__ import annotations
 
-__all__ = ["Busy", "Error", "FileProblem", "InvalidType", "InvalidValue", "MissingKey"]
+__all__ = [
+    "Busy",
+    "Error",
+    "FileProblem",
+    "InvalidType",
+    "InvalidValue",
+    "MissingKey",
+    "MissingPackage",
+]
 
 
 class Error(Exception):
@@ -36,3 +44,7 @@ class Busy(Error, RuntimeError):
 
 class FileProblem(Error, OSError):
     """A file that cannot be read, is truncated, or contradicts itself."""
+
+
+class MissingPackage(Error, ImportError):
+    """An optional package that is not installed; the text names the extra that brings it."""

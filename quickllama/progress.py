@@ -1,10 +1,11 @@
-"""Progress of what takes long: a callback, or a bar on standard error."""
+"""Progress of what takes long: a callback, or a bar on standard error or in the notebook."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from quickllama.errors import InvalidType
 from quickllama.generation import Progress
@@ -13,9 +14,12 @@ __all__ = ["showing"]
 
 
 @contextmanager
-def showing(progress: object, what: str, unit: str = "tok") -> Iterator[Progress | None]:
+def showing(
+    progress: object, what: str, unit: str = "tok", held: Callable[[], int] | None = None
+) -> Iterator[Progress | None]:
     """A callback (done, total) for ``progress``: None or False: nothing; True: a bar that says
-    ``what`` and counts in ``unit``; a callable: itself. Raises InvalidType for anything else."""
+    ``what``, counts in ``unit``, and shows the rate, the time left and the bytes that ``held``
+    tells; a callable: itself. Raises InvalidType for anything else."""
     if progress is None or progress is False:
         yield None
         return
@@ -24,23 +28,52 @@ def showing(progress: object, what: str, unit: str = "tok") -> Iterator[Progress
             raise InvalidType(f"progress is True, False or a function, not {progress!r}")
         yield progress
         return
-    from tqdm import tqdm
+    bar = Bar(what, unit, held)
+    try:
+        yield bar.show
+    finally:
+        bar.close()
 
-    # Redrawn rarely where each time makes a new line: in files and logs.
-    interval = 0.1 if sys.stderr.isatty() else 5.0
-    with tqdm(
-        total=0,
-        desc=what,
-        unit=unit,
-        unit_scale=True,
-        file=sys.stderr,
-        mininterval=interval,
-        dynamic_ncols=True,
-    ) as bar:
 
-        def show(done: int, total: int) -> None:
+class Bar:
+    """A bar of tqdm, for the terminal or the notebook, drawn when the total is known."""
+
+    def __init__(self, what: str, unit: str, held: Callable[[], int] | None) -> None:
+        self._what, self._unit, self._held = what, unit, held
+        self._bar: Any = None
+
+    def show(self, done: int, total: int) -> None:
+        """``done`` of ``total``, which may have grown."""
+        if self._bar is None:
+            self._bar = self._drawn(done, total)
+        bar = self._bar
+        if bar.total != total:
             bar.total = total
-            bar.update(done - bar.n)
+            widgets = getattr(bar, "container", None)  # a notebook's bar has its own maximum
+            if widgets is not None:
+                widgets.children[1].max = total
+        if self._held is not None:
+            bar.set_postfix_str(f"{self._held() / 2**20:,.0f} MiB", refresh=False)
+        bar.update(done - bar.n)
 
-        yield show
-        bar.refresh()
+    def close(self) -> None:
+        """The bar stays as it is."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+
+    def _drawn(self, done: int, total: int) -> Any:
+        from tqdm.auto import tqdm
+
+        live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        return tqdm(
+            initial=done,
+            total=total,
+            desc=self._what,
+            unit=self._unit,
+            unit_scale=True,
+            file=sys.stderr,
+            # Redrawn rarely where each time makes a new line: in files and logs.
+            mininterval=0.1 if live else 5.0,
+            dynamic_ncols=True,
+        )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["NOT_FOUND", "Answer", "Passage", "Span", "merge", "widen"]
+__all__ = ["NOT_FOUND", "Answer", "Passage", "Span", "merge", "sentences", "widen"]
 
 NOT_FOUND = "Not found in the document."
 """The text of an answer when no passage stands out."""
@@ -18,6 +18,7 @@ Span = tuple[int, int]
 _FURTHEST = 300  # characters that a passage grows by at each side to end with a sentence
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])|\n\s*\n")
 _SPACE = re.compile(r"\s")
+_NO_END = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|e\.g|i\.e)\.$")  # not a sentence's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Passage:
     document's mean, averaged over the heads (:mod:`quickllama.documents.retrieval`), less how much
     likelier the question is after another passage (:mod:`quickllama.documents.judgement`); with the
     paper's lookups the share of them (layers times tokens) that chose it, 0 to 1. ``layers``: the
-    layers whose heads or lookups chose it.
+    layers whose heads or lookups chose it. ``sentence``: characters [start, end) of the sentence
+    that the retrieval heads point at most; None if there is only one, and with the paper's lookups,
+    which tell blocks apart and nothing smaller.
     """
 
     start: int
@@ -36,6 +39,7 @@ class Passage:
     text: str
     score: float
     layers: tuple[int, ...]
+    sentence: Span | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Answer:
     * ``evidence``: passages, best first. ``confidence``: how likely it is that the document holds
       the answer, 0 to 1, from how far the best passage stands out; None if nothing was calibrated
       to tell, or the text is too short. ``notes``: what a reader of the answer should know.
+    * ``retrieval``: how the evidence was found: ``"heads"`` (retrieval heads) or ``"paper"`` (the
+      memory's own lookups).
+
+    Notebooks show the answer and its evidence.
     """
 
     question: str
@@ -57,6 +65,7 @@ class Answer:
     notes: tuple[str, ...]
     confidence: float | None
     evidence: list[Passage]
+    retrieval: str = "heads"
 
     @property
     def found(self) -> bool:
@@ -70,7 +79,13 @@ class Answer:
         plain["found"] = self.found
         for passage in plain["evidence"]:
             passage["layers"] = list(passage["layers"])
+            passage["sentence"] = passage["sentence"] and list(passage["sentence"])
         return plain
+
+    def _repr_html_(self) -> str:
+        from quickllama.documents.html import answer_html
+
+        return answer_html(self)
 
     def __str__(self) -> str:
         """The answer's text."""
@@ -83,10 +98,7 @@ def widen(text: str, start: int, end: int) -> Span:
     Each side grows by at most 300 characters to reach the next end of a sentence or paragraph; if
     there is none so near, to the next white space. White space at the edges is left out.
     """
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
+    start, end = _stripped(text, start, end)
     return _sentence_start(text, start), _sentence_end(text, end)
 
 
@@ -115,6 +127,29 @@ def _word_start(text: str, place: int) -> int:
     while place and not text[place - 1].isspace():
         place -= 1
     return place
+
+
+def sentences(text: str, start: int, end: int) -> list[Span]:
+    """The sentences of ``text`` between the characters ``start`` and ``end``, without the white
+    space around them."""
+    found: list[Span] = []
+    first = start
+    for match in [*_SENTENCE_END.finditer(text, start, end), None]:
+        last, after = (end, end) if match is None else match.span()
+        if match is not None and _NO_END.search(text, max(last - 8, start), last):
+            continue
+        if text[first:last].strip():
+            found.append(_stripped(text, first, last))
+        first = after
+    return found
+
+
+def _stripped(text: str, start: int, end: int) -> Span:
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def merge(spans: Iterable[Span], gap: int = 1) -> list[Span]:

@@ -14,10 +14,17 @@ from numpy.typing import NDArray
 
 from quickllama import checks
 from quickllama.config import GenerationConfig, MemoryConfig
-from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, widen
+from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, sentences, widen
 from quickllama.documents.judgement import FEWEST_PIECES, judge, question_likelihood
 from quickllama.documents.passages import retrieved_passages
-from quickllama.documents.retrieval import Grid, Ranking, all_heads, centred_queries, rank_pieces
+from quickllama.documents.retrieval import (
+    Grid,
+    Ranking,
+    all_heads,
+    centred_queries,
+    rank_pieces,
+    strongest,
+)
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import (
     Piece,
@@ -35,7 +42,16 @@ if TYPE_CHECKING:
     from quickllama.documents.head_store import SkimHeads
     from quickllama.model import Model
 
-__all__ = ["USES", "Asking", "Snapshot", "answer_question", "rank_for"]
+__all__ = [
+    "USES",
+    "Asking",
+    "Snapshot",
+    "answer_question",
+    "heads_of",
+    "hear_question",
+    "rank_for",
+    "read_by_memory",
+]
 
 USES = {"reread": None, "reposition": None, "memory": 16}
 """Ways to use a ranking, and how many of the best pieces each takes; None: those that stand out."""
@@ -191,6 +207,12 @@ class Snapshot:
         inside = self.offsets[begin - self.text_start : end - self.text_start]
         return int(inside[:, 0].min()), int(inside[:, 1].max())
 
+    def tokens(self, start: int, end: int) -> Span:
+        """The tokens [begin, end) of the timeline that hold the text's characters [start, end)."""
+        begin = np.searchsorted(self.offsets[:, 1], start, side="right")
+        stop = np.searchsorted(self.offsets[:, 0], end, side="left")
+        return self.text_start + int(begin), self.text_start + int(stop)
+
     def span_of(self, first: int, last: int) -> Span:
         """The characters of the pieces ``first`` ... ``last``, grown to whole sentences."""
         bounds = self.grid.bounds
@@ -206,8 +228,16 @@ def rank_for(
     session: Session, snapshot: Snapshot, asked: NDArray[np.int64], span: Span, heads: Any
 ) -> Ranking:
     """Feed the tokens ``asked`` up to the end of the question at ``span``, and rank the text."""
+    return rank_pieces(session, heads, hear_question(session, asked, span, heads), snapshot.grid)
+
+
+def hear_question(
+    session: Session, asked: NDArray[np.int64], span: Span, heads: Any
+) -> NDArray[np.float32]:
+    """Feed the tokens ``asked`` up to the end of the question at ``span``; the question's centred
+    queries, float32 [heads, T, D]."""
     queries = session.listen(asked[: span[1]], heads)[:, span[0] :]
-    return rank_pieces(session, heads, centred_queries(session, heads, queries), snapshot.grid)
+    return centred_queries(session, heads, queries)
 
 
 def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
@@ -215,18 +245,22 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     started = time.perf_counter()
     if asking.retrieval == "paper":
         return _by_memory(model, snapshot, asking, started)
-    heads, notes, rule = _heads_of(model, snapshot)
+    heads, notes, rule = heads_of(model, snapshot)
     suffix, span = snapshot.form.suffix(model.tokenizer, asking.question)
     if snapshot.skim is None:  # else the window is small, and nothing depends on it
         check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
-    ranking = rank_for(session, snapshot, suffix, span, heads)
+    queries = hear_question(session, suffix, span, heads)
+    ranking = rank_pieces(session, heads, queries, snapshot.grid)
     judgement = judge(
         ranking,
         lambda piece: question_likelihood(model, snapshot.passage(piece), asking.question),
     )
     ranking = judgement.ranking
-    evidence = evidence_of(snapshot, ranking, asking)
+    evidence = [
+        _with_sentence(passage, session, snapshot, ranking, queries)
+        for passage in evidence_of(snapshot, ranking, asking)
+    ]
     confidence = None
     if rule is not None and len(ranking.scores) >= FEWEST_PIECES:
         confidence = rule.confidence(judgement.features)
@@ -258,7 +292,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     return Answer(asking.question, *decoded, tuple(notes), confidence, evidence)
 
 
-def _heads_of(model: Model, snapshot: Snapshot) -> tuple[Any, list[str], Any]:
+def heads_of(model: Model, snapshot: Snapshot) -> tuple[Any, list[str], Any]:
     """The heads to listen to, what to say about them, and the rule for "not found"."""
     known = snapshot.skim or model.retrieval_heads
     if known is not None:
@@ -304,6 +338,22 @@ def evidence_of(snapshot: Snapshot, ranking: Ranking, asking: Asking) -> list[Pa
         layers = ranking.layers(run, len(_chosen(ranking, asking)))
         passages.append(Passage(start, end, snapshot.text[start:end], score, layers))
     return sorted(passages, key=lambda passage: (-passage.score, passage.start))
+
+
+def _with_sentence(
+    passage: Passage,
+    session: Session,
+    snapshot: Snapshot,
+    ranking: Ranking,
+    queries: NDArray[np.float32],
+) -> Passage:
+    """``passage`` with the sentence that the heads point at most, if it has several."""
+    found = sentences(snapshot.text, passage.start, passage.end)
+    if len(found) < 2:
+        return passage
+    runs = [snapshot.tokens(*span) for span in found]
+    best = found[strongest(session, ranking, queries, runs)]
+    return dataclasses.replace(passage, sentence=best)
 
 
 # Uses of the ranking ------------------------------------------------------------------------------
@@ -363,23 +413,8 @@ def _feed_suffix(session: Session, suffix: NDArray[np.int64]) -> NDArray[np.floa
 def _by_memory(model: Model, snapshot: Snapshot, asking: Asking, started: float) -> Answer:
     """The memory's own way: the paper's lookups, or none in modes without blocks."""
     memory = snapshot.memory
-    suffix, span = snapshot.form.suffix(model.tokenizer, asking.question)
-    session = snapshot.fork()
-    ids = np.concatenate([snapshot.rest, suffix])
-    if memory.mode == "qllm":
-        check_question_length(span[1] - span[0], memory)
-    later = snapshot.span
-    if memory.mode == "qllm" and not snapshot.form.asks_first:
-        later = span[0] + len(snapshot.rest), span[1] + len(snapshot.rest)
-    start = len(session)
-    plan = ReadingPlan.of(len(ids), memory, later)
-    if later is not None and plan.opening_span is not None:
-        # The plan of a session's beginning; this one has begun long ago.
-        body = max(len(ids) - 1, later[1])
-        last = (Piece(body, len(ids)),) if body < len(ids) else ()
-        plan = ReadingPlan((Piece(0, body, later), *last), None)
-    logits = read(session, ids, plan)
-    answer_at = start + len(ids) - 1
+    session, logits, ids = read_by_memory(model, snapshot, asking.question)
+    answer_at = len(session) - 1
     decoded = _decode(model, asking, session, logits, ids, started)
     answering = (record for record in session.trace if record.first_token >= answer_at)
     found = retrieved_passages(
@@ -390,7 +425,27 @@ def _by_memory(model: Model, snapshot: Snapshot, asking: Asking, started: float)
         notes.append(f"mode {memory.mode!r} looks nothing up: there is no evidence")
     elif not found:
         notes.append("nothing was looked up: the text fits into the window, or topk is 0")
-    return Answer(asking.question, *decoded, tuple(notes), None, found)
+    return Answer(asking.question, *decoded, tuple(notes), None, found, retrieval="paper")
+
+
+def read_by_memory(model: Model, snapshot: Snapshot, question: str) -> Ready:
+    """A fork that has read the document and ``question`` the memory's own way."""
+    memory = snapshot.memory
+    suffix, span = snapshot.form.suffix(model.tokenizer, question)
+    session = snapshot.fork()
+    ids = np.concatenate([snapshot.rest, suffix])
+    if memory.mode == "qllm":
+        check_question_length(span[1] - span[0], memory)
+    later = snapshot.span
+    if memory.mode == "qllm" and not snapshot.form.asks_first:
+        later = span[0] + len(snapshot.rest), span[1] + len(snapshot.rest)
+    plan = ReadingPlan.of(len(ids), memory, later)
+    if later is not None and plan.opening_span is not None:
+        # The plan of a session's beginning; this one has begun long ago.
+        body = max(len(ids) - 1, later[1])
+        last = (Piece(body, len(ids)),) if body < len(ids) else ()
+        plan = ReadingPlan((Piece(0, body, later), *last), None)
+    return session, read(session, ids, plan), ids
 
 
 def _decode(

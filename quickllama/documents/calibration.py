@@ -91,6 +91,8 @@ def collect(
     given = ordinary_texts(rng, TEXTS, CHARACTERS) if texts is None else _checked(texts)
     heads = all_heads(model.n_layers, model.n_heads)
     with showing(progress, "calibrating", "text") as show:
+        if show is not None:
+            show(0, len(given))
         for done, text in enumerate(given):
             facts = make_facts(rng, 2 * FACTS)
             made = text_with_facts(rng, text[: 2 * CHARACTERS], facts[:FACTS])

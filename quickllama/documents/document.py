@@ -8,9 +8,9 @@ answer.text, answer.evidence
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,15 @@ from quickllama.config import GenerationOptions, MemoryConfig
 from quickllama.documents.answer import Answer
 from quickllama.documents.asking import Asking, Snapshot, answer_question
 from quickllama.documents.growing_text import GrowingText
-from quickllama.errors import InvalidType, InvalidValue
+from quickllama.documents.relevance import relevance_of
+from quickllama.errors import InvalidType, InvalidValue, MissingPackage
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, checked_question
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from quickllama.documents.head_store import SkimHeads
     from quickllama.model import Model
 
@@ -113,7 +116,7 @@ class Document:
         the document holds what had arrived, and goes on with the next call. Raises InvalidType or
         InvalidValue.
         """
-        with self._lock, showing(progress, "reading") as show:
+        with self._lock, showing(progress, "reading", held=lambda: self.nbytes) as show:
             self._snapshot = None
             for _ in self._arrivals(more):
                 self._feed_full_chunks(show)
@@ -173,6 +176,46 @@ class Document:
         )
         return answer_question(self.model, self.snapshot(), asking)
 
+    # Views ----------------------------------------------------------------------------------------
+
+    def plot_retrieval(
+        self, answers: Answer | Sequence[Answer], *, all_layers: bool = False
+    ) -> Figure:
+        """A picture of where answers come from: for each one a heat map of how far every block
+        stands out, as in the paper, with the evidence marked and numbered, and below it a strip
+        that shows where in the text it lies.
+
+        The question of each answer is asked again for it, as far as finding passages goes. After
+        retrieval by heads, a row is one of the heads that ranked the blocks, and the strip is the
+        mean over the rows; with ``all_layers`` a row is the mean over all query heads of a layer.
+        By the paper, rows are all layers: the scores of the lookup for the answer's first token;
+        the strip is the share of the layers that chose the block. In long texts a column of the
+        heat map is the best of several blocks.
+
+        Returns a new matplotlib Figure: ``figure.savefig(path)``; notebooks show it. Raises
+        MissingPackage without matplotlib; InvalidType for what is no answer; InvalidValue for
+        answers about another text, where nothing was looked up, and for all layers of a skimmed
+        text.
+        """
+        try:
+            from quickllama.documents.plot import plot_relevance
+        except ModuleNotFoundError as problem:
+            if str(problem.name).partition(".")[0] != "matplotlib":
+                raise
+            raise MissingPackage(
+                "pictures are drawn by matplotlib, which is not installed; "
+                'pip install "quickllama[plot]"'
+            ) from None
+        given: Any = answers
+        asked = list(given) if isinstance(given, Iterable) else [given]
+        snapshot, wide = self.snapshot(), checks.flag("all_layers", all_layers)
+        return plot_relevance([relevance_of(self.model, snapshot, one, wide) for one in asked])
+
+    def _repr_html_(self) -> str:
+        from quickllama.documents.html import document_html
+
+        return document_html(self)
+
     # What asking starts from ----------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
@@ -223,6 +266,8 @@ class Document:
         step = self.memory.exc_block_size
         pending = self._pending()
         total = len(self._session) + len(pending)
+        if show is not None:
+            show(len(self._session), total)
         start = 0
         while start + step <= len(pending):
             end = start + step

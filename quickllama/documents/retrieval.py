@@ -26,7 +26,15 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from quickllama._core import Session
 
-__all__ = ["Grid", "Ranking", "all_heads", "centred_queries", "rank_pieces", "standard_scores"]
+__all__ = [
+    "Grid",
+    "Ranking",
+    "all_heads",
+    "centred_queries",
+    "rank_pieces",
+    "standard_scores",
+    "strongest",
+]
 
 MOST_STANDING_OUT = 4
 CLOSE = 0.8  # of the best score; chosen on facts that calibration makes up (docs/retrieval.md)
@@ -155,3 +163,17 @@ def rank_pieces(session: Session, heads: Sequence[Head], queries: Floats, grid: 
     if first < grid.end:
         parts.append(session.rank(heads, queries, first, grid.end, grid.size))
     return Ranking(grid, np.concatenate(parts, axis=1), tuple(heads))
+
+
+def strongest(
+    session: Session, ranking: Ranking, queries: Floats, runs: Sequence[tuple[int, int]]
+) -> int:
+    """Which of the runs of tokens (begin, end), such as sentences, the heads of ``ranking`` point
+    at most: the same score as that of a piece. ``queries``: those that the ranking was made with.
+    """
+    raw = np.concatenate(
+        [session.rank(ranking.heads, queries, *run, run[1] - run[0]) for run in runs], axis=1
+    )
+    spread = ranking.raw.astype(np.float64).std(axis=1, keepdims=True)
+    scaled = np.divide(raw, spread, out=np.zeros(raw.shape), where=spread > 1e-9)
+    return int(scaled.mean(axis=0).argmax())
