@@ -134,14 +134,12 @@ def sentences(text: str, start: int, end: int) -> list[Span]:
     space around them."""
     found: list[Span] = []
     first = start
-    for match in [*_SENTENCE_END.finditer(text, start, end), None]:
-        last, after = (end, end) if match is None else match.span()
-        if match is not None and _NO_END.search(text, max(last - 8, start), last):
-            continue
-        if text[first:last].strip():
-            found.append(_stripped(text, first, last))
-        first = after
-    return found
+    for match in _SENTENCE_END.finditer(text, start, end):
+        if not _NO_END.search(text, max(match.start() - 8, first), match.start()):
+            found.append(_stripped(text, first, match.end()))
+            first = match.end()
+    found.append(_stripped(text, first, end))
+    return [span for span in found if span[1] > span[0]]
 
 
 def _stripped(text: str, start: int, end: int) -> Span:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -197,15 +198,13 @@ class Document:
         answers about another text, where nothing was looked up, and for all layers of a skimmed
         text.
         """
-        try:
-            from quickllama.documents.plot import plot_relevance
-        except ModuleNotFoundError as problem:
-            if str(problem.name).partition(".")[0] != "matplotlib":
-                raise
+        if find_spec("matplotlib") is None:
             raise MissingPackage(
                 "pictures are drawn by matplotlib, which is not installed; "
                 'pip install "quickllama[plot]"'
-            ) from None
+            )
+        from quickllama.documents.plot import plot_relevance
+
         given: Any = answers
         asked = list(given) if isinstance(given, Iterable) else [given]
         snapshot, wide = self.snapshot(), checks.flag("all_layers", all_layers)
