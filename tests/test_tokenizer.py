@@ -51,6 +51,16 @@ def test_smollm2_decodes_what_it_encoded(smollm2: Tokenizer) -> None:
         assert smollm2.decode(row["ids"], skip_special_tokens=False) == row["text"]
 
 
+def test_a_copy_for_code_that_is_written_for_tokenizers(smollm2: Tokenizer) -> None:
+    smollm2.encode("x", parse_special=False)  # leaves no switch set in the copy
+    copy = smollm2.to_tokenizers()
+    for text in ("Hello, <|im_end|> 12\n", "", "Zwölf 😀"):
+        assert copy.encode(text).ids == smollm2.encode(text)
+        assert copy.decode(copy.encode(text).ids) == smollm2.decode(smollm2.encode(text))
+    copy.add_special_tokens(["<mine>"])
+    assert smollm2.token_to_id("<mine>") is None
+
+
 def test_smollm2_splits_digits(smollm2: Tokenizer) -> None:
     assert len(smollm2.encode("8675309")) == 7
     assert smollm2.encode("12") == smollm2.encode("1") + smollm2.encode("2")

@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from quickllama.chat import ChatTemplate
 from quickllama.errors import InvalidType, InvalidValue
@@ -347,6 +348,13 @@ class Tokenizer:
                 self._added = AddedTokens(token.content for token in added)
                 self._built = built
             return self._built
+
+    def to_tokenizers(self) -> tokenizers.Tokenizer:
+        """A copy as a ``tokenizers.Tokenizer``, for code that is written for HuggingFace; ``save``
+        writes its tokenizer.json. It puts nothing around a text."""
+        backend = self._backend()
+        with self._lock:
+            return tokenizers.Tokenizer.from_str(backend.encoder.to_str())
 
     def __len__(self) -> int:
         """The same as :attr:`vocab_size`."""
