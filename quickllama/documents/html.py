@@ -88,11 +88,12 @@ def _passage(passage: Passage, retrieval: str) -> tuple[str, str, str, str]:
     score = f"score {passage.score:.2f}"
     if retrieval == "paper":
         score = f"in {100 * passage.score:.0f} % of the look-ups"
-    layers = f"{len(passage.layers)} layer{'' if len(passage.layers) == 1 else 's'}"
-    place = f"characters {passage.start:,}–{passage.end:,} · {score} · {layers}"
+    place = f"characters {passage.start:,}–{passage.end:,} · {score}"
+    if passage.layers:
+        place += f" · {len(passage.layers)} layer{'' if len(passage.layers) == 1 else 's'}"
     start, end = passage.sentence or (passage.end, passage.end)
     start, end = start - passage.start, end - passage.start
-    return place, passage.text[:start], passage.text[start:end], passage.text[end:]
+    return place, passage.text[:start].lstrip(), passage.text[start:end], passage.text[end:]
 
 
 def document_html(document: Document) -> str:
