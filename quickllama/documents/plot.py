@@ -68,6 +68,7 @@ def plot_relevance(relevances: Sequence[Relevance]) -> RetrievalFigure:
         heat.set_title(_title(relevance), fontsize=9, parse_math=False, loc="left", pad=18)
     bar = figure.colorbar(maps[0], ax=[a for a in grid[::2].flat if a.figure], pad=0.01, aspect=30)
     bar.set_label("standard deviations above\nthe row's mean", fontsize=8)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     bar.ax.tick_params(labelsize=8)
     return figure
 
