@@ -151,7 +151,7 @@ def test_the_rule_parts_what_was_found_from_what_was_not() -> None:
 def test_calibrating_keeps_heads_for_the_next_time(model: ql.Model, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     heads = model.calibrate(progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(0, 2), (1, 2), (2, 2)]
     assert len(heads.heads) == 8 and heads.found is not None
     assert heads.skim is not None and heads.skim.found is not None
     assert sorted(heads.skim.heads) == [(0, head) for head in range(4)]  # a third of two layers
