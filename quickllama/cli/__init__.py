@@ -1,4 +1,4 @@
-"""The command line: ``quickllama ask``, ``chat``, ``calibrate`` and ``info``.
+"""The command line: ``quickllama ask``, ``chat``, ``calibrate``, ``eval`` and ``info``.
 
 Exit codes: 0 done; 1 a problem, told in one sentence on standard error; 2 wrong usage; 130 Ctrl-C.
 """
@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import quickllama
 from quickllama.checks import LARGEST, integer
+from quickllama.cli.eval_options import add_eval
 from quickllama.config import MODES, WINDOWS, MemoryConfig
 from quickllama.cpu import MOST_THREADS
 from quickllama.errors import Error, InvalidValue
@@ -91,6 +92,10 @@ def _run(chosen: argparse.Namespace) -> int:
             as_json=chosen.json,
             quiet=chosen.quiet,
         )
+    if chosen.command == "eval":
+        from quickllama.cli.eval import evaluation
+
+        return evaluation(chosen)
     # The options of the paper's lookups mean nothing else.
     reread_all = chosen.reread_all or any(
         getattr(chosen, name) is not None for name in ("memory", *_LOOKUP_OPTIONS)
@@ -168,6 +173,7 @@ def _parser() -> Parser:
     _add_ask(commands.add_parser("ask", help="answer questions about a text"))
     _add_chat(commands.add_parser("chat", help="answer one question after the other about a text"))
     _add_calibrate(commands.add_parser("calibrate", help="find a model's retrieval heads"))
+    add_eval(commands.add_parser("eval", help="measure how well questions are answered"), _count)
     info = commands.add_parser("info", help="describe a model without loading its weights")
     info.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     info.add_argument("--json", action="store_true", help="print one JSON object")

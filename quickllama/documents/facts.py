@@ -11,7 +11,15 @@ import importlib
 
 import numpy as np
 
-__all__ = ["Fact", "TextWithFacts", "filler", "make_facts", "ordinary_texts", "text_with_facts"]
+__all__ = [
+    "Fact",
+    "TextWithFacts",
+    "documentation",
+    "filler",
+    "make_facts",
+    "ordinary_texts",
+    "text_with_facts",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,17 +318,23 @@ def filler(rng: np.random.Generator, characters: int) -> str:
     return "\n\n".join(paragraphs)
 
 
+def documentation() -> str:
+    """The documentation that every Python brings along (module ``pydoc_data``); empty where it is
+    missing."""
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        return ""
+    return "\n\n".join(topics[name] for name in sorted(topics)).replace("`", "")
+
+
 def ordinary_texts(rng: np.random.Generator, count: int, characters: int) -> list[str]:
     """``count`` texts of about so many characters: from the documentation that every Python brings
     along (module ``pydoc_data``), or made up where it is missing.
 
     Text that people wrote has far more that looks like an answer than made-up text.
     """
-    try:
-        topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:
-        topics = {}
-    whole = "\n\n".join(topics[name] for name in sorted(topics)).replace("`", "")
+    whole = documentation()
     step = len(whole) // count
     if step < characters:
         return [filler(rng, characters) for _ in range(count)]

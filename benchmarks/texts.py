@@ -1,6 +1,6 @@
 """Ordinary public texts: manuals out of Debian packages, downloaded and turned into plain text.
 
-    python benchmarks/needles/texts.py FOLDER
+    python benchmarks/texts.py FOLDER
 
 writes one ``.txt`` a manual, and ``texts.json`` with each package's version and the text's SHA-256.
 Needs ``apt-get``, ``dpkg-deb`` and ``beautifulsoup4``.

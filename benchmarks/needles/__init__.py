@@ -1,1 +1,0 @@
-"""Facts of our own in ordinary public texts, and ways to ask for them."""

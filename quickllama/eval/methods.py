@@ -1,0 +1,381 @@
+"""Ways to answer questions about a text. Each reads it, once or for every question, and is asked.
+
+| method | reads | answers from |
+| --- | --- | --- |
+| ``heads`` | once, first tokens and window alone | passages that retrieval heads find, re-read |
+| ``heads-reposition`` | the same reading | their keys and values, before the question |
+| ``heads-memory`` | the same reading | their blocks, from afar |
+| ``skim`` | once, the first layers alone | passages that those heads find, re-read |
+| ``qllm``, ``infllm``, ``stream``, ``infinite``, ``full`` | anew for each question, which stands \
+before and after the text; or once (``question_position="after"``) | the memory of that mode |
+| ``given`` | nothing | the right passage alone: the model's own limit |
+| ``bm25`` | nothing | the passage that shares the question's rare words |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quickllama.checks import nearest
+from quickllama.config import MemoryConfig
+from quickllama.documents.answer import NOT_FOUND, Answer, Span, widen
+from quickllama.documents.asking import rank_for
+from quickllama.documents.judgement import judge, question_likelihood
+from quickllama.errors import InvalidValue, MissingKey
+from quickllama.eval.case import Question
+from quickllama.eval.settings import Settings
+from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, text_tokens
+
+if TYPE_CHECKING:
+    from quickllama.documents.document import Document
+    from quickllama.model import Model
+
+__all__ = ["METHODS", "Method", "Prediction", "Reading", "find_methods"]
+
+PIECE = 64  # tokens of a passage of the controls, as of a memory block
+BEST = 8  # passages whose places are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a method made of a question.
+
+    * ``answer``: whatever it says when it must; ``found``: whether it thinks that the text holds an
+      answer (None: it cannot tell), ``confidence`` how sure it is.
+    * ``pieces``: characters of the text that it ranked first, best first; None: it does not rank.
+    """
+
+    answer: str
+    found: bool | None = None
+    confidence: float | None = None
+    pieces: Sequence[Span] | None = None
+    seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+class Reading:
+    """A text, read in one way by whoever is first to need it; ``seconds``: for that."""
+
+    def __init__(self, model: Model, text: str, settings: Settings) -> None:
+        self.model = model
+        self.text = text
+        self.settings = settings
+        self.seconds = 0.0
+        self._documents: dict[str, Document] = {}
+        self._pieces: dict[str, list[Span]] = {}
+
+    def document(self, name: str, read: Callable[[], Document]) -> Document:
+        """The document ``name``, read by ``read`` the first time."""
+        if name not in self._documents:
+            started = time.perf_counter()
+            self._documents[name] = read()
+            self.seconds += time.perf_counter() - started
+        return self._documents[name]
+
+    def ranked(self, document: Document, question: str) -> list[Span]:
+        """The passages that ``Document.ask`` ranks first, whatever it does with them."""
+        if question not in self._pieces:
+            snapshot = document.snapshot()
+            known = snapshot.skim or self.model.retrieval_heads
+            assert known is not None
+            suffix, span = snapshot.form.suffix(self.model.tokenizer, question)
+            ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, known.heads)
+            ranking = judge(
+                ranking,
+                lambda piece: question_likelihood(self.model, snapshot.passage(piece), question),
+            ).ranking
+            bounds = ranking.grid.bounds
+            best = [snapshot.characters(*bounds[piece].tolist()) for piece in ranking.best(BEST)]
+            self._pieces[question] = best
+        return self._pieces[question]
+
+    @cached_property
+    def cut(self) -> list[Span]:
+        """The text in pieces of :data:`PIECE` tokens, as characters."""
+        _, offsets = text_tokens(self.model.tokenizer, self.text)
+        firsts = range(0, len(offsets), PIECE)
+        return [(int(offsets[i, 0]), int(offsets[i : i + PIECE, 1].max())) for i in firsts]
+
+    def by_words(self, question: str) -> list[Span]:
+        """The pieces that share the question's rare words, by BM25 without English stop words, best
+        first. Raises MissingKey without the library."""
+        scores = self._index.get_scores(_words([question])[0])
+        return [self.cut[i] for i in np.argsort(-scores, kind="stable")[:BEST].tolist()]
+
+    @cached_property
+    def _index(self) -> Any:
+        words = _words([self.text[start:end] for start, end in self.cut])
+        import bm25s
+
+        index = bm25s.BM25(backend="numpy")
+        index.index(words, show_progress=False)
+        return index
+
+
+def _words(texts: Sequence[str]) -> Any:
+    try:
+        import bm25s
+    except ModuleNotFoundError:
+        raise MissingKey(
+            "the method bm25 needs the library bm25s: pip install 'quickllama[eval]'"
+        ) from None
+    return bm25s.tokenize(list(texts), show_progress=False, return_ids=False)
+
+
+Ask = Callable[[Reading, Question, int], Prediction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method; ``reading``: those of the same one share a text that was read.
+
+    ``cost``: of reading a token, as part of that of reading once; ``anew``: for each question.
+    ``ranks``: it needs heads; ``refuses``: it can say that a text holds no answer; ``placed``: it
+    needs to know where the answer is. ``identity``: all that its answers depend on.
+    """
+
+    name: str
+    reading: str
+    ask: Ask
+    identity: Callable[[Model, Settings], dict[str, Any]]
+    cost: float = 1.0
+    anew: bool = False
+    ranks: bool = False
+    refuses: bool = False
+    placed: bool = False
+
+
+# Retrieval heads ----------------------------------------------------------------------------------
+
+
+def _read_plainly(reading: Reading) -> Document:
+    settings = reading.settings
+    return reading.model.read(
+        reading.text, kv_dtype=settings.kv_dtype, prompt=_prompt(settings, DOCUMENT_PROMPT)
+    )
+
+
+def _read_skimming(reading: Reading) -> Document:
+    settings = reading.settings
+    return reading.model.skim(
+        reading.text, kv_dtype=settings.kv_dtype, prompt=_prompt(settings, DOCUMENT_PROMPT)
+    )
+
+
+def _heads(use: str, name: str, read: Callable[[Reading], Document]) -> Ask:
+    def ask(reading: Reading, question: Question, new_tokens: int) -> Prediction:
+        document = reading.document(name, lambda: read(reading))
+        answer = document.ask(question.text, use=use, always_answer=True, max_new_tokens=new_tokens)
+        known = document.snapshot().skim or reading.model.retrieval_heads
+        rule = None if known is None else known.found
+        found = None
+        if answer.confidence is not None and rule is not None:
+            found = answer.confidence >= rule.threshold
+        return _prediction(answer, found, reading.ranked(document, question.text))
+
+    return ask
+
+
+def _heads_identity(skim: bool) -> Callable[[Model, Settings], dict[str, Any]]:
+    def identity(model: Model, settings: Settings) -> dict[str, Any]:
+        known = model.retrieval_heads
+        assert known is not None
+        memory = MemoryConfig.skim() if skim else MemoryConfig(mode="infllm", topk=0)
+        return {
+            "query_aware": False,
+            "question_position": "after",
+            "prompt": _prompt(settings, DOCUMENT_PROMPT),
+            "memory": dataclasses.asdict(memory.resolved(model.config)),
+            "heads": {**known.to_dict(), "source": None, "skim": None}
+            if not skim or known.skim is None
+            else dataclasses.asdict(known.skim),
+        }
+
+    return identity
+
+
+# The memory's own lookups, or none ----------------------------------------------------------------
+
+
+def _by_memory(mode: str) -> Ask:
+    def ask(reading: Reading, question: Question, new_tokens: int) -> Prediction:
+        settings = reading.settings
+        started = time.perf_counter()
+        if settings.question_position == "both":
+            document = reading.model.read(
+                reading.text,
+                question=question.text,
+                memory=settings.memory(mode),
+                kv_dtype=settings.kv_dtype,
+                prompt=_prompt(settings, PASSAGES_PROMPT),
+            )
+            reading.seconds = time.perf_counter() - started
+            answer = document.ask(max_new_tokens=new_tokens)
+        else:
+            document = reading.document(mode, lambda: _read_unasked(reading, mode))
+            paper = "paper" if document.memory.mode == "qllm" else None
+            answer = document.ask(question.text, retrieval=paper, max_new_tokens=new_tokens)
+        looks_up = mode in ("qllm", "infllm")
+        return _prediction(answer, None, _spans(answer) if looks_up else None)
+
+    return ask
+
+
+def _read_unasked(reading: Reading, mode: str) -> Document:
+    settings = reading.settings
+    memory = settings.memory(mode)
+    if mode == "infllm":  # the same numbers, and a document that may be asked by its own lookups
+        memory = settings.memory("qllm", question_weight=0.0)
+    return reading.model.read(
+        reading.text,
+        memory=memory,
+        kv_dtype=settings.kv_dtype,
+        prompt=_prompt(settings, DOCUMENT_PROMPT),
+    )
+
+
+def _memory_identity(mode: str) -> Callable[[Model, Settings], dict[str, Any]]:
+    def identity(model: Model, settings: Settings) -> dict[str, Any]:
+        both = settings.question_position == "both"
+        memory = dataclasses.asdict(settings.memory(mode).resolved(model.config))
+        if mode == "full":
+            memory = {"mode": mode}
+        return {
+            "query_aware": both,
+            "question_position": settings.question_position,
+            "prompt": _prompt(settings, PASSAGES_PROMPT if both else DOCUMENT_PROMPT),
+            "window": settings.window if mode != "full" else None,
+            "memory": memory,
+        }
+
+    return identity
+
+
+# Controls -----------------------------------------------------------------------------------------
+
+
+def _answer_from(reading: Reading, words: str, question: Question, new_tokens: int) -> Answer:
+    """The model's answer from a passage, with the prompt in which passages are re-read."""
+    document = reading.model.read(
+        words,
+        question=question.text,
+        memory=MemoryConfig(mode="full"),
+        prompt=_prompt(reading.settings, PASSAGES_PROMPT),
+    )
+    return document.ask(max_new_tokens=new_tokens)
+
+
+def _given(reading: Reading, question: Question, new_tokens: int) -> Prediction:
+    held = []
+    for begin, end in question.places:
+        first = min(a for a, b in reading.cut if b > begin)
+        last = max(b for a, b in reading.cut if a < end)
+        held.append(widen(reading.text, first, last))
+    words = "\n\n".join(reading.text[a:b] for a, b in dict.fromkeys(held))
+    return _prediction(_answer_from(reading, words, question, new_tokens), None, held)
+
+
+def _bm25(reading: Reading, question: Question, new_tokens: int) -> Prediction:
+    best = reading.by_words(question.text)
+    words = reading.text[slice(*widen(reading.text, *best[0]))]
+    return _prediction(_answer_from(reading, words, question, new_tokens), None, best)
+
+
+def _control_identity(model: Model, settings: Settings) -> dict[str, Any]:
+    return {
+        "query_aware": True,
+        "question_position": "both",
+        "prompt": _prompt(settings, PASSAGES_PROMPT),
+        "memory": {"mode": "full"},
+    }
+
+
+# All of them --------------------------------------------------------------------------------------
+
+
+def _prediction(answer: Answer, found: bool | None, pieces: Sequence[Span] | None) -> Prediction:
+    return Prediction(
+        NOT_FOUND if answer.text == NOT_FOUND else answer.text,
+        found,
+        answer.confidence,
+        pieces,
+        answer.seconds,
+        answer.first_token_seconds,
+        answer.notes,
+    )
+
+
+def _spans(answer: Answer) -> list[Span]:
+    return [(passage.start, passage.end) for passage in answer.evidence]
+
+
+def _prompt(settings: Settings, usual: str) -> str:
+    return usual if settings.prompt is None else settings.prompt
+
+
+def _all() -> Mapping[str, Method]:
+    found = [
+        Method(
+            name,
+            "window",
+            _heads(use, "window", _read_plainly),
+            _heads_identity(False),
+            ranks=True,
+            refuses=True,
+        )
+        for name, use in (
+            ("heads", "reread"),
+            ("heads-reposition", "reposition"),
+            ("heads-memory", "memory"),
+        )
+    ]
+    skim = _heads("reread", "skim", _read_skimming)
+    found.append(
+        Method("skim", "skim", skim, _heads_identity(True), cost=0.3, ranks=True, refuses=True)
+    )
+    found += [
+        Method(mode, mode, _by_memory(mode), _memory_identity(mode), anew=True)
+        for mode in ("qllm", "infllm", "stream", "infinite", "full")
+    ]
+    for name, ask, placed in (("given", _given, True), ("bm25", _bm25, False)):
+        found.append(Method(name, "none", ask, _control_identity, cost=0.0, placed=placed))
+    return {method.name: method for method in found}
+
+
+METHODS: Mapping[str, Method] = _all()
+
+
+def find_methods(names: Sequence[str], model: Model, settings: Settings) -> list[Method]:
+    """The methods ``names``, checked against what ``model`` can. Raises InvalidValue."""
+    chosen = []
+    for name in names:
+        if name not in METHODS:
+            raise InvalidValue(
+                f"there is no method {name!r}{nearest(name, METHODS)}; there are "
+                f"{', '.join(METHODS)}"
+            )
+        method = METHODS[name]
+        known = model.retrieval_heads if method.ranks else None
+        if method.ranks and (known is None or (name == "skim" and known.skim is None)):
+            raise InvalidValue(
+                f"method {name!r} needs the model's retrieval heads, and none are known: run "
+                "model.calibrate() or quickllama calibrate once"
+            )
+        if settings.prompt is not None and method.ranks and "{question}" in _before(settings):
+            raise InvalidValue(
+                f"method {name!r} reads a text before anyone asks, so that its prompt has no "
+                "{question} before {text}"
+            )
+        chosen.append(method)
+    return chosen
+
+
+def _before(settings: Settings) -> str:
+    return (settings.prompt or "").split("{text}")[0]

@@ -1,0 +1,109 @@
+"""Results in a file of JSON lines, written as they come.
+
+A line with ``"header"`` describes settings; every other line is one answered question and names its
+settings by ``"settings"``, the first 12 hex digits of the description's SHA-256. So results of
+different settings may stand in one file, and are never taken for each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quickllama.errors import FileProblem
+
+__all__ = ["Store", "load_results", "settings_id"]
+
+Row = dict[str, Any]
+
+
+def settings_id(identity: Mapping[str, Any]) -> str:
+    """Tells settings apart."""
+    plain = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(plain.encode()).hexdigest()[:12]
+
+
+class Store:
+    """The results of one file, or (without a path) of this process alone.
+
+    ``rows``: the answered questions; ``headers``: identities by their ids.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Read what is there. Raises FileProblem for a file that holds something else."""
+        self.path = path
+        self.headers: dict[str, Row] = {}
+        self.rows: list[Row] = []
+        if path is not None and path.exists():
+            self._load(path)
+
+    def header(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+        """The id of ``identity``, noted in the file with what else there is to say ``about`` it."""
+        name = settings_id(identity)
+        if name not in self.headers:
+            plain = json.loads(json.dumps(identity))  # as it comes back from a file
+            self._write({"header": name, "identity": plain, "about": dict(about)})
+            self.headers[name] = plain
+        return name
+
+    def add(self, row: Row) -> None:
+        """Keep one more result."""
+        self._write(row)
+        self.rows.append(row)
+
+    def _write(self, line: Row) -> None:
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as problem:
+            raise FileProblem(f"results cannot be kept in {self.path}: {problem}") from None
+
+    def _load(self, path: Path) -> None:
+        try:
+            data = path.read_bytes()
+        except OSError as problem:
+            raise FileProblem(f"{path} cannot be read: {problem}") from None
+        whole = data[: data.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
+            try:
+                row = json.loads(line)
+                if "header" in row:
+                    self.headers[row["header"]] = row["identity"]
+                else:
+                    self.rows.append({**row, "settings": str(row["settings"])})
+            except (ValueError, KeyError, TypeError) as problem:
+                raise FileProblem(
+                    f"line {number} of {path} is no result ({problem!r}); take the line out, or "
+                    "give another folder"
+                ) from None
+        if len(whole) < len(data):  # the process ended while it wrote
+            warnings.warn(
+                f"the last line of {path} is incomplete; its question is asked again",
+                UserWarning,
+                stacklevel=3,
+            )
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+
+
+def load_results(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Row]]:
+    """The rows and the identities of files, or of all ``.jsonl`` files of folders. Raises
+    FileProblem if there are none."""
+    rows: list[Row] = []
+    headers: dict[str, Row] = {}
+    for path in paths:
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise FileProblem(f"{str(path)!r} is no file of results, nor a folder with any")
+        for file in files:
+            store = Store(file)
+            rows += store.rows
+            headers |= store.headers
+    return rows, headers

@@ -1,0 +1,1 @@
+"""People, things and rooms in a simulation."""

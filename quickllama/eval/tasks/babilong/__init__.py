@@ -1,0 +1,1 @@
+"""BABILong's files."""

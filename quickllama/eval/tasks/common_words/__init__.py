@@ -1,0 +1,1 @@
+"""The most common words of a list."""

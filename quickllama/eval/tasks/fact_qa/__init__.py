@@ -1,0 +1,1 @@
+"""Questions about one of many short documents."""

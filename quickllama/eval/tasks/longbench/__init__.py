@@ -1,0 +1,1 @@
+"""LongBench's files."""

@@ -1,0 +1,1 @@
+"""One number among many that look alike."""

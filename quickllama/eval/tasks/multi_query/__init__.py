@@ -1,0 +1,1 @@
+"""Several numbers asked for at once."""

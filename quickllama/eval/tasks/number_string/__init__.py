@@ -1,0 +1,1 @@
+"""A string of doubled digits in repeated filler."""

@@ -1,0 +1,1 @@
+"""Chains of assignments in ordinary text."""

@@ -1,0 +1,1 @@
+"""Verses of the King James Bible."""
