@@ -60,7 +60,8 @@ def python_files() -> list[Path]:
     """All Python files and stubs that the repository holds."""
     folders = ("quickllama", "tests", "benchmarks", "examples")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py*")]
-    return sorted([ROOT / "setup.py", *(path for path in found if path.suffix in (".py", ".pyi"))])
+    alone = (ROOT / "setup.py", ROOT / "pytest_quickllama.py")
+    return sorted([*alone, *(path for path in found if path.suffix in (".py", ".pyi"))])
 
 
 def name(path: Path) -> str:
@@ -289,7 +290,8 @@ def test_no_unfinished_or_silenced_code() -> None:
 
 def test_public_python_is_documented() -> None:
     wrong = []
-    for path in sorted((ROOT / "quickllama").rglob("*.py")):
+    public = (ROOT / "quickllama").rglob("*.py")
+    for path in sorted([ROOT / "pytest_quickllama.py", *public]):
         tree = ast.parse(path.read_text("utf-8"))
         if ast.get_docstring(tree) is None:
             wrong.append(name(path))
