@@ -36,8 +36,8 @@ DATA_FORMAT = 1  # of the tasks' data: another number makes old results other re
 MOST_FULL = 131_072  # tokens that the mode full reads
 PROMPT_ROOM = 1024  # tokens of question, prompt and answer
 
-Key = tuple[str, int, str, str, str]
-"""Settings, length, text, kind and words of a question."""
+Key = tuple[str, int, str, str, str, tuple[str, ...]]
+"""Settings, length, text, kind and words of a question, expected answers."""
 
 
 def evaluate(
@@ -266,8 +266,8 @@ class Evaluation:
         }
 
     def _key(self, case: Case, method: Method, question: Question) -> Key:
-        text = _digest(case.text)
-        return self.ids[method.name], case.length, text, question.kind, question.text
+        asked = question.kind, question.text, question.expected
+        return self.ids[method.name], case.length, _digest(case.text), *asked
 
     def _count(self, text: str) -> int:
         return len(self.model.tokenizer.encode(text, add_special_tokens=False))
@@ -316,4 +316,5 @@ def _digest(text: str) -> str:
 
 
 def _key(row: dict[str, Any]) -> Key:
-    return row["settings"], row["length"], row["text"], row["kind"], row["question"]
+    asked = row["kind"], row["question"], tuple(row["expected"])
+    return row["settings"], row["length"], row["text"], *asked
