@@ -300,3 +300,17 @@ def test_the_command_line_says_what_is_wrong(
 ) -> None:
     assert main(["eval", *options]) == 1
     assert words in capsys.readouterr().err
+
+
+# The real model -----------------------------------------------------------------------------------
+
+
+def test_the_real_model_finds_a_passkey_by_lookups(smollm2_path: Path) -> None:
+    """... and not without them."""
+    model = ql.Model.from_pretrained(smollm2_path)
+    asked = {"lengths": ["2k"], "depths": [30], "n": 1, "window": "512"}
+    results = evaluate(model, "passkey", methods=["qllm", "stream", "heads"], **asked)
+    right = {row["method"]: row["correct"] for row in results.rows}
+    assert right == {"qllm": True, "stream": False, "heads": True}
+    (heads,) = results.where(method="heads").rows
+    assert heads["ranks"] == [1] and heads["found"]

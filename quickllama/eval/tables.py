@@ -100,13 +100,15 @@ def _found(row: Row) -> bool:
     return row["found"] is not False  # too short a text is always taken to hold an answer
 
 
-def tables(rows: Sequence[Row], headers: Headers) -> str:
+def tables(rows: Sequence[Row], headers: Headers, heading: str = "##") -> str:
     """All tables of the results of one or several tasks: right answers, mean scores, passages,
-    refusals and seconds, by method and length."""
+    refusals and seconds, by method and length; ``heading``: how a task's name begins."""
     rows = labelled(rows, headers)
     parts = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        parts.append(f"## {task}\n\n" + _of_task([row for row in rows if row["task"] == task]))
+        parts.append(
+            f"{heading} {task}\n\n" + _of_task([row for row in rows if row["task"] == task])
+        )
     return "\n".join(parts)
 
 

@@ -1,0 +1,246 @@
+"""The results page quality/README.md: runs every evaluation on it, and writes it.
+
+    python benchmarks/quality.py list                 # the runs, and how many tokens each reads
+    python benchmarks/quality.py run                  # all that is missing; or --only passkey ...
+    python benchmarks/quality.py report               # the page, from the results that are there
+
+Results lie in quality/results/RUN/TASK.jsonl, with RUN/run.json about the machine and the commit; a
+run that was stopped goes on. Needs the extra ``eval``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+
+import quickllama as ql
+from quickllama.eval import METHODS, Results, Settings, evaluate
+from quickllama.eval.settings import tokens_of
+from quickllama.eval.tables import tables
+from quickllama.eval.tasks import Task, find_task
+
+PAGE = Path(__file__).parent / "quality" / "README.md"
+RESULTS = PAGE.parent / "results"
+HELD_OUT = Path(ql.__file__).parent / "eval" / "tasks" / "needle" / "facts_held_out.toml"
+ONCE = ("heads", "heads-reposition", "heads-memory", "skim", "given", "bm25")
+ANEW = ("qllm", "infllm", "stream", "infinite")
+KINDS = ("lexical", "paraphrase", "two", "distractors", "absent", "elsewhere")
+RULER = ("multi_key", "multi_value", "multi_query", "variable_tracking", "common_words")
+RULER += ("frequent_words", "fact_qa")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Evaluations that share a table; ``about`` is what the page says of them, ``settings`` those
+    of each. Texts and questions are the same where n, depths, kinds and length are."""
+
+    name: str
+    about: str
+    tasks: tuple[str, ...]
+    settings: tuple[dict[str, Any], ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where its results are."""
+        return RESULTS / self.name
+
+    def tokens(self) -> int:
+        """Tokens to be read, about; skimmed ones count a third."""
+        return sum(_tokens(find_task(task), each) for task in self.tasks for each in self.settings)
+
+
+def _tokens(task: Task, given: dict[str, Any]) -> int:
+    settings = Settings(**given)
+    kinds = settings.kinds or task.usual
+    slots = len(settings.depths) * settings.n
+    texts = -(-slots // task.per_text)
+    if task.name == "babi":
+        texts *= len(kinds)
+    elif "distractors" in kinds and len(kinds) > 1:
+        texts *= 2
+    total = 0.0
+    for method in {METHODS[name].reading: METHODS[name] for name in settings.methods}.values():
+        times = slots * len(kinds) if method.anew else texts
+        total += times * method.cost * sum(map(tokens_of, settings.lengths))
+    return round(total)
+
+
+FACTS: dict[str, Any] = {"facts": HELD_OUT, "texts": "kjv"}
+PLAN = (
+    Run(
+        "passkey",
+        "A pass key in repeated filler. qllm and the other modes read it with the question before "
+        "it, window 1k. The model was trained on texts of up to 8,192 tokens.",
+        ("passkey",),
+        (
+            {"methods": ["heads", "skim"], "lengths": ["4k", "16k", "64k", "256k"], "n": 1},
+            {"methods": ANEW, "lengths": ["4k", "16k"], "n": 1},
+            {"methods": ["full"], "lengths": ["4k", "16k"], "n": 1},
+            {"methods": ["qllm", "infllm"], "lengths": ["128k"], "depths": [50], "n": 1},
+            {"methods": ["skim"], "lengths": ["1m"], "depths": [50], "n": 1},
+        ),
+    ),
+    Run(
+        "needle",
+        "Facts that were kept back, in the Bible, eight to a text, which is read once.",
+        ("needle",),
+        (
+            {
+                **FACTS,
+                "n": 8,
+                "methods": ONCE,
+                "kinds": KINDS,
+                "lengths": ["4k", "16k", "64k", "256k"],
+            },
+        ),
+    ),
+    Run(
+        "needle-pydoc",
+        "The same facts in Python's documentation, in parts that calibration did not read.",
+        ("needle",),
+        (
+            {
+                "facts": HELD_OUT,
+                "n": 8,
+                "methods": ["heads", "skim", "given", "bm25"],
+                "kinds": KINDS,
+                "lengths": ["4k", "16k", "64k"],
+            },
+        ),
+    ),
+    Run(
+        "needle-anew",
+        "The same facts and the Bible, fewer questions: the paper's modes read it anew for each.",
+        ("needle",),
+        (
+            {
+                **FACTS,
+                "methods": ["heads", "skim", "given", *ANEW],
+                "lengths": ["4k", "8k", "16k", "32k"],
+            },
+            {**FACTS, "methods": ["full"], "lengths": ["4k", "8k"]},
+            {**FACTS, "methods": ["qllm"], "lengths": ["4k", "8k"], "mask": "authors"},
+            {**FACTS, "methods": ["qllm"], "lengths": ["4k", "8k"], "question_weight": 4.0},
+            {**FACTS, "methods": ["qllm"], "lengths": ["4k", "8k"], "window": "512"},
+            {**FACTS, "methods": ["qllm"], "lengths": ["4k", "8k"], "window": "2k"},
+        ),
+    ),
+    Run(
+        "key-value",
+        "One line of a JSON object.",
+        ("key_value",),
+        (
+            {"methods": ONCE, "lengths": ["4k", "16k", "64k"]},
+            {"methods": ["qllm", "infllm", "stream"], "lengths": ["4k", "16k"]},
+            {"methods": ["full"], "lengths": ["4k"]},
+        ),
+    ),
+    Run(
+        "babi",
+        "What people did in a simulation, spread over ordinary text.",
+        ("babi",),
+        (
+            {"methods": ["heads", "skim", "given"], "lengths": ["4k", "16k"], "n": 4},
+            {"methods": ["full", "qllm"], "lengths": ["4k"], "n": 4},
+        ),
+    ),
+    Run(
+        "ruler",
+        "RULER's families.",
+        RULER,
+        (
+            {"methods": ["heads", "skim"], "lengths": ["4k", "16k"], "n": 4},
+            {"methods": ["full", "qllm"], "lengths": ["4k"], "n": 4},
+        ),
+    ),
+    Run(
+        "verses",
+        "Verses of the Bible, by label and by words.",
+        ("verses",),
+        ({"methods": ["heads", "skim", "given", "bm25"], "lengths": ["4k", "16k", "64k"]},),
+    ),
+)
+
+HEAD = """# Quality
+
+What SmolLM2-135M-Instruct answers about long texts, by the methods of this package. Made by
+`python benchmarks/quality.py run` and `report`; every answer lies in [results](results). Tasks,
+methods and what is counted as right: [docs/evaluation.md](../../docs/evaluation.md).
+
+A cell is right answers / questions, their share, and its 95 % interval (Wilson; questions about one
+text are not independent, so that the truth may lie further away). All methods of a table were asked
+the same questions about the same texts at each length, as far as they were asked. A model of this
+size misreads much of what it is handed: `given`, the right passage alone, is what finding passages
+could give at best.
+"""
+
+
+def run(model: ql.Model, one: Run) -> None:
+    """Do what is missing of a run."""
+    one.folder.mkdir(parents=True, exist_ok=True)
+    about = {"machine": machine.describe(), "dtype": model.dtype, "threads": model.n_threads}
+    with (one.folder / "run.json").open("w", encoding="utf-8") as file:
+        json.dump(about, file, indent=1)
+        file.write("\n")
+    for task in one.tasks:
+        for settings in one.settings:
+            evaluate(model, task, out=one.folder, progress=True, **settings)
+
+
+def page(plan: Sequence[Run]) -> str:
+    """The page, from the results that are there."""
+    parts = [HEAD]
+    for one in plan:
+        files = sorted(one.folder.glob("*.jsonl"))
+        if not files:
+            parts.append(f"## {one.name}\n\n{one.about}\n\nNot run yet.\n")
+            continue
+        results = Results.load(*files)
+        about = json.loads((one.folder / "run.json").read_text("utf-8"))
+        where = about["machine"]
+        parts.append(
+            f"## {one.name}\n\n{one.about}\n\n{tables(results.rows, results.headers, '###')}\n"
+            f"{about['dtype']} weights, {about['threads']} threads, {where['cpu']}, "
+            f"commit {where['commit']}.\n"
+        )
+    return "\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List, run or report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("list", "run", "report"))
+    parser.add_argument("--only", nargs="+", choices=[one.name for one in PLAN], metavar="RUN")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype")
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args(arguments)
+    chosen = [one for one in PLAN if options.only is None or one.name in options.only]
+    if options.what == "list":
+        for one in chosen:
+            print(f"{one.name:<16} {one.tokens():>12,} tokens  {one.about}")
+        print(f"{'all':<16} {sum(one.tokens() for one in chosen):>12,} tokens")
+        return 0
+    if options.what == "run":
+        model = ql.Model.from_pretrained(
+            options.model, dtype=options.dtype, n_threads=options.threads
+        )
+        for one in chosen:
+            print(one.name, file=sys.stderr)
+            run(model, one)
+    PAGE.write_text(page(PLAN), encoding="utf-8")
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

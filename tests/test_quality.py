@@ -1,0 +1,80 @@
+"""The programs that make the results page and the comparison with the authors' code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fresh_python import environment
+from oracle_cases import ORACLE
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="a source tree has the benchmarks")
+
+
+def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """A script of benchmarks/ in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *options],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_every_run_of_the_page_can_be_made() -> None:
+    result = run("quality.py", "list")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[-1].startswith("all") and any(line.startswith("needle ") for line in lines)
+
+
+def row(task: str, depth: int, authors: bool, ours: bool, **more: Any) -> dict[str, Any]:
+    """What the comparison keeps of a prompt."""
+    cell = {"task": task, "length": 4096, "mode": "qllm", "window": "1k", "question_weight": 1.0}
+    texts = {"authors_text": "a", "ours_text": "b", "same_tokens": authors and ours}
+    return {**cell, "depth": depth, "authors": authors, "ours": ours, **texts, **more}
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([row("passkey", 10, True, True), row("passkey", 50, False, False)], None),
+        ([row("passkey", 10, True, False)], "passkey 4k qllm 1k 1: 1 right there, 0 here"),
+        ([row("passkey", 10, False, True)], "passkey 4k qllm 1k 1: 0 right there, 1 here"),
+        ([row("passkey", 10, False, True), row("passkey", 50, True, False)], "depth 10 %, 50 %"),
+        ([row("needle", 10, True, False), row("needle", 30, True, True)], None),
+        ([row("needle", 10, True, False), row("needle", 30, True, False)], "2 right there, 0 here"),
+    ],
+)
+def test_what_does_not_agree_is_named(
+    rows: list[dict[str, Any]], problem: str | None, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
+    result = run("agreement.py", str(tmp_path), "--json", str(kept), "--report")
+    assert "| same tokens |" in result.stdout, result.stderr
+    assert result.returncode == (problem is not None)
+    assert (problem or "") in result.stdout
+    assert ("does not agree" in result.stdout) == (problem is not None)
+
+
+def test_the_authors_answers_and_ours(smollm2_path: Path, tmp_path: Path) -> None:
+    """A prompt of 4,096 tokens that neither answers rightly, as the key has left the window;
+    tests/test_oracle.py has those that are."""
+    kept = tmp_path / "kept.jsonl"
+    options = "--lengths 4096 --depths 10 --modes stream --windows 512 --threads 1 --quiet"
+    result = run(
+        *("agreement.py", str(ORACLE / "smollm2_tasks"), "--json", str(kept)),
+        *("--model", str(smollm2_path), *options.split()),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "| passkey | 4k | stream | 512 | – | 0/1 | 0/1 | 1/1 |" in result.stdout
+    (answer,) = [json.loads(line) for line in kept.read_text("utf-8").splitlines()]
+    assert answer["ours_text"] == answer["authors_text"]
