@@ -9,7 +9,7 @@ and with float32 weights, keys and values. Printed are right answers of both, an
 the same.
 
 The exit code is 1 if a passkey is found by one and not by the other, or if right answers to needles
-differ by more than one in a cell of the table. ``--json`` keeps what was answered: the same command
+differ by more than one in a cell of the table. ``--json`` keeps what was right: the same command
 goes on where it stopped.
 """
 
@@ -89,13 +89,14 @@ def answer(model: ql.Model, item: Row, row: Row, prompt: Any, windows: dict[str,
     )
     new = [token for token in ids[len(prompt) :].tolist() if token not in model.eos_token_ids]
     text = model.tokenizer.decode(new)
+    right = any(word.lower() in text.lower() for word in item["answer"])
+    if right != row["correct"]:  # answers are shown, not kept: texts may be a third party's
+        print(f"{[row[name] for name in ITEM]}:\n {row['text']!r}\n {text!r}", file=sys.stderr)
     return {
         **{name: row[name] for name in ITEM},
         "authors": bool(row["correct"]),
-        "ours": any(word.lower() in text.lower() for word in item["answer"]),
+        "ours": right,
         "same_tokens": new == row["generated"],
-        "authors_text": row["text"],
-        "ours_text": text,
     }
 
 

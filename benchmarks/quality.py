@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import agreement
 import machine
 
 import quickllama as ql
@@ -28,6 +29,7 @@ from quickllama.eval.tasks import Task, find_task
 
 PAGE = Path(__file__).parent / "quality" / "README.md"
 RESULTS = PAGE.parent / "results"
+AGREEMENT = RESULTS / "agreement.jsonl"
 HELD_OUT = Path(ql.__file__).parent / "eval" / "tasks" / "needle" / "facts_held_out.toml"
 ONCE = ("heads", "heads-reposition", "heads-memory", "skim", "given", "bm25")
 ANEW = ("qllm", "infllm", "stream", "infinite")
@@ -210,7 +212,20 @@ def page(plan: Sequence[Run]) -> str:
             f"{about['dtype']} weights, {about['threads']} threads, {where['cpu']}, "
             f"commit {where['commit']}.\n"
         )
-    return "\n".join(parts)
+    return "\n".join([*parts, _agreement()])
+
+
+def _agreement() -> str:
+    head = (
+        "## Agreement with the authors' code\n\nRight answers of the published code and of this "
+        "one (mask `authors`, float32) to the same prompts; by `python benchmarks/agreement.py FOLDER "
+        f"--json benchmarks/quality/results/{AGREEMENT.name}`.\n\n"
+    )
+    if not AGREEMENT.exists():
+        return f"{head}Not run yet.\n"
+    rows = [json.loads(line) for line in AGREEMENT.read_text("utf-8").splitlines()]
+    table, problems = agreement.table_of(rows)
+    return head + table + "".join(f"\nDoes not agree: {problem}.\n" for problem in problems)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

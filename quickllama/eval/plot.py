@@ -22,8 +22,8 @@ def heat_map(
     task: str | None = None,
     method: str | None = None,
 ) -> Figure:
-    """The share of right answers, a column for each length, a row for each depth; shown in a
-    notebook, and kept by ``figure.savefig``.
+    """The share of right answers, a column for each length, a row for each depth, kinds of question
+    taken together; shown in a notebook, and kept by ``figure.savefig``.
 
     ``method``: a method, with its settings in brackets as tables name it where results of several
     are there. Raises InvalidValue if results of several tasks or methods would be mixed, or have no
@@ -58,7 +58,9 @@ def heat_map(
     axes.set_xlabel("tokens")
     axes.set_ylabel("depth")
     ((of_task, label),) = names
-    axes.set_title(f"{of_task}: {label}", fontsize=9)
+    kinds = list(dict.fromkeys(row["kind"] for row in own))
+    asked = f" ({', '.join(kinds)})" if kinds != [of_task] else ""
+    axes.set_title(f"{of_task}{asked}: {label}", fontsize=9)
     figure.colorbar(image, ax=axes, label="right answers")
     return figure
 

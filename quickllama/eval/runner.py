@@ -34,6 +34,7 @@ __all__ = ["cases_of", "evaluate"]
 
 DATA_FORMAT = 1  # of the tasks' data: another number makes old results other results
 MOST_FULL = 131_072  # tokens that the mode full reads
+NO_TEXT = Haystack("none", " ")  # for tasks that hide nothing in ordinary text
 PROMPT_ROOM = 1024  # tokens of question, prompt and answer
 
 Key = tuple[str, int, str, str, str, tuple[str, ...]]
@@ -165,7 +166,7 @@ class Evaluation:
         self.settings = settings
         self.methods = methods
         self.store = store
-        self.haystack = load_haystack(settings.texts)
+        self.haystack = load_haystack(settings.texts) if "texts" in task.needs else NO_TEXT
         about = {"threads": model.n_threads, "cpu_variant": quickllama.cpu_variant()}
         self.ids = {method.name: store.header(self._identity(method), about) for method in methods}
         self.done = {_key(row): row for row in store.rows}
@@ -274,14 +275,16 @@ class Evaluation:
 
     def _identity(self, method: Method) -> dict[str, Any]:
         """All that the answers depend on, but for the text and the question."""
-        model, settings = self.model, self.settings
-        facts = load_facts(None if settings.facts is None else Path(settings.facts))
+        model, settings, task = self.model, self.settings, self.task
+        facts = None
+        if "facts" in task.needs:
+            facts = load_facts(None if settings.facts is None else Path(settings.facts))
         return {
-            "task": self.task.name,
+            "task": task.name,
             "data_format": DATA_FORMAT,
             "seed": settings.seed,
-            "texts": f"{self.haystack.name} {self.haystack.digest}",
-            "facts": _digest(repr(facts)),
+            "texts": f"{self.haystack.name} {self.haystack.digest}" if task.needs else None,
+            "facts": None if facts is None else _digest(repr(facts)),
             "data": None if settings.data is None else Path(settings.data).name,
             "method": method.name,
             "model": model.config.model_type,

@@ -46,9 +46,9 @@ class Settings:
       ask as many in all at each length as ``n`` times the number of depths.
     * ``kinds``: of the task's kinds of question; None: those that it asks by default.
     * ``methods``: see :mod:`quickllama.eval.methods`.
-    * ``texts``: ordinary text: ``"pydoc"``, ``"kjv"`` or a folder of ``.txt`` files; ``facts``: a
-      file of facts for the tasks ``needle`` and ``fact_qa``; ``data``: the file of a benchmark that
-      is read, not made.
+    * ``texts``: ordinary text, for tasks that hide something in it: ``"pydoc"``, ``"kjv"`` or a
+      folder of ``.txt`` files; ``facts``: a file of facts, for the tasks ``needle`` and
+      ``fact_qa``; ``data``: the file of a benchmark that is read, not made.
     * ``seed``: what is drawn comes from it, the length and the task.
     * ``window``, ``question_weight`` (None: the model's), ``mask``: of the methods that read with a
       memory's own lookups; ``question_position``: see :data:`POSITIONS`.

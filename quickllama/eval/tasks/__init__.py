@@ -29,6 +29,7 @@ class Task:
 
     * ``kinds``: of its questions; ``usual``: those that are asked by default.
     * ``per_text``: things to be asked about that one text may hold.
+    * ``needs``: which of ``texts`` (ordinary text) and ``facts`` its data are made of.
     * ``new_tokens``: most tokens of an answer; ``right_from``: the score of a right answer.
     * ``make``: texts from a draft; ``read``: cases of a benchmark's file, with the number of tokens
       that a text has. One of them is None.
@@ -39,6 +40,7 @@ class Task:
     kinds: tuple[str, ...]
     usual: tuple[str, ...]
     per_text: int
+    needs: tuple[str, ...]
     new_tokens: Callable[[str], int]
     right_from: float
     make: Callable[[Draft], list[Case]] | None
@@ -56,6 +58,7 @@ def find_task(name: object) -> Task:
         kinds=data.KINDS,
         usual=getattr(data, "USUAL", data.KINDS),
         per_text=getattr(data, "PER_TEXT", 1),
+        needs=getattr(data, "NEEDS", ()),
         new_tokens=_tokens(data),
         right_from=getattr(scoring, "RIGHT_FROM", 1.0),
         make=getattr(data, "make", None),

@@ -13,11 +13,12 @@ import numpy as np
 
 from quickllama.eval.case import Case, Draft, Question, insert
 
-__all__ = ["KINDS", "LABELS", "NEW_TOKENS", "PER_TEXT", "make"]
+__all__ = ["KINDS", "LABELS", "NEEDS", "NEW_TOKENS", "PER_TEXT", "make"]
 
 KINDS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 NEW_TOKENS = 24
 PER_TEXT = 5
+NEEDS = ("texts",)
 
 PEOPLE = ("Agnes", "Boris", "Clara", "Dmitri", "Edith", "Felix")
 ROOMS = ("attic", "cellar", "chapel", "library", "pantry", "stable")

@@ -6,11 +6,12 @@ from quickllama.errors import InvalidValue
 from quickllama.eval.case import Case, Draft, Question, places_among
 from quickllama.eval.facts import load_facts
 
-__all__ = ["KINDS", "NEW_TOKENS", "PER_TEXT", "make"]
+__all__ = ["KINDS", "NEEDS", "NEW_TOKENS", "PER_TEXT", "make"]
 
 KINDS = ("fact_qa",)
 NEW_TOKENS = 32
 PER_TEXT = 10
+NEEDS = ("texts", "facts")
 
 CHARACTERS = 600  # of a document
 

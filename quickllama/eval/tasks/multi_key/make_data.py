@@ -5,11 +5,12 @@ from __future__ import annotations
 from quickllama.eval.case import Case, Draft, Question, insert
 from quickllama.eval.words import numbers, places
 
-__all__ = ["KINDS", "NEW_TOKENS", "PER_TEXT", "SENTENCE", "make"]
+__all__ = ["KINDS", "NEEDS", "NEW_TOKENS", "PER_TEXT", "SENTENCE", "make"]
 
 KINDS = ("multi_key",)
 NEW_TOKENS = 32
 PER_TEXT = 10
+NEEDS = ("texts",)
 
 FEWEST = 10  # keys in a text, however few are asked for
 SENTENCE = "The lucky number of {t} is {n}."

@@ -6,11 +6,12 @@ from quickllama.eval.case import Case, Draft, Question, insert
 from quickllama.eval.tasks.multi_key.make_data import SENTENCE
 from quickllama.eval.words import numbers, places
 
-__all__ = ["KINDS", "NEW_TOKENS", "PER_TEXT", "make"]
+__all__ = ["KINDS", "NEEDS", "NEW_TOKENS", "PER_TEXT", "make"]
 
 KINDS = ("multi_query",)
 NEW_TOKENS = 96
 PER_TEXT = 3
+NEEDS = ("texts",)
 
 ASKED = 4  # in one question
 

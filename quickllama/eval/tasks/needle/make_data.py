@@ -12,12 +12,13 @@ from quickllama.eval.case import Case, Draft, Question, insert
 from quickllama.eval.facts import Fact, load_facts
 from quickllama.eval.words import numbers, places
 
-__all__ = ["KINDS", "NEW_TOKENS", "PER_TEXT", "USUAL", "make"]
+__all__ = ["KINDS", "NEEDS", "NEW_TOKENS", "PER_TEXT", "USUAL", "make"]
 
 KINDS = ("lexical", "paraphrase", "two", "absent", "elsewhere", "distractors")
 USUAL = ("lexical",)
 NEW_TOKENS = 32
 PER_TEXT = 10
+NEEDS = ("texts", "facts")
 
 ALIKE = 3  # sentences of the same form beside each one that is asked for
 # Sentence and question; {t} a village, {n} the number that answers.

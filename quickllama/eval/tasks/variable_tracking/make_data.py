@@ -5,11 +5,12 @@ from __future__ import annotations
 from quickllama.eval.case import Case, Draft, Question, insert
 from quickllama.eval.words import codes, numbers
 
-__all__ = ["KINDS", "NEW_TOKENS", "PER_TEXT", "make"]
+__all__ = ["KINDS", "NEEDS", "NEW_TOKENS", "PER_TEXT", "make"]
 
 KINDS = ("variable_tracking",)
 NEW_TOKENS = 64
 PER_TEXT = 3
+NEEDS = ("texts",)
 
 HOPS = 4
 FEWEST = 2  # chains in a text, however few are asked for
