@@ -218,8 +218,8 @@ def page(plan: Sequence[Run]) -> str:
 def _agreement() -> str:
     head = (
         "## Agreement with the authors' code\n\nRight answers of the published code and of this "
-        "one (mask `authors`, float32) to the same prompts; by `python benchmarks/agreement.py FOLDER "
-        f"--json benchmarks/quality/results/{AGREEMENT.name}`.\n\n"
+        "one (mask `authors`, float32) to the same prompts; by `python benchmarks/agreement.py "
+        f"FOLDER --json benchmarks/quality/results/{AGREEMENT.name}`.\n\n"
     )
     if not AGREEMENT.exists():
         return f"{head}Not run yet.\n"
