@@ -78,7 +78,7 @@ class Draft:
     def case(self, build: Callable[[int], tuple[str, Sequence[Question]]], guess: int) -> Case:
         """``build`` called with so many units (characters, sentences, ...) that its text has the
         length asked for. It must give the same for the same number."""
-        (text, questions), tokens = fit(lambda n: build(n), self.length, guess, self._size)
+        (text, questions), tokens = fit(build, self.length, guess, self._size)
         return Case(text, tuple(questions), self.length, tokens)
 
     def _size(self, built: tuple[str, Sequence[Question]]) -> int:
@@ -143,7 +143,7 @@ def _shares(depths: Sequence[int]) -> list[float]:
     """The depths as shares of the text, equal ones apart."""
     shares: list[float] = []
     for depth in dict.fromkeys(depths):
-        many = depths.count(depth) if isinstance(depths, list | tuple) else 1
+        many = depths.count(depth)
         middle = min(max(depth, _SPREAD), 100 - _SPREAD) if many > 1 else depth
         away = np.linspace(-_SPREAD, _SPREAD, many) if many > 1 else np.zeros(1)
         shares += ((middle + away) / 100).tolist()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from quickllama.documents.answer import Span
 from quickllama.errors import InvalidValue
 from quickllama.eval.case import Case, Draft, Question, insert
@@ -87,23 +85,22 @@ def _with_distractors(draft: Draft) -> Case:
     names = places(draft.rng, many * (1 + ALIKE))
     values = numbers(draft.rng, len(names), digits=3)
     start = draft.haystack.start(draft.rng)
-    others = np.sort(draft.rng.integers(2, 99, many * ALIKE)).tolist()
-    # Those asked for come first in names and values; then all are put in order of depth.
-    order = sorted(range(len(names)), key=lambda i: [*draft.depths, *others][i])
-    depths = [[*draft.depths, *others][i] for i in order]
+    # Those asked for come first in names, values and depths; ``order`` is that in the text.
+    depths = [*draft.depths, *draft.rng.integers(2, 99, many * ALIKE).tolist()]
+    order = sorted(range(len(names)), key=lambda i: depths[i])
     forms = [_FORMS[i % many % len(_FORMS)] for i in range(len(names))]
     sentences = [forms[i][0].format(t=names[i], n=values[i]) for i in order]
 
     def build(characters: int) -> tuple[str, list[Question]]:
         text = draft.haystack.piece(start, characters)
-        text, found = insert(text, sentences, depths)
+        text, found = insert(text, sentences, [depths[i] for i in order])
         questions = [
             Question(
                 "distractors",
                 forms[i][1].format(t=names[i]),
                 (values[i],),
                 (found[order.index(i)],),
-                draft.depths[i],
+                depths[i],
             )
             for i in range(many)
         ]
