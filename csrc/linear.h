@@ -1,10 +1,9 @@
 /* linear.h - y = x Wᵀ + bias, for every way in which weights are held: float32 and bfloat16 with
- * few rows by the few-row kernels at memory speed, with many rows by OpenBLAS, or by our own products
- * where they are faster: of float32 (AVX2), and of bfloat16 where weights are bfloat16 and the CPU
- * has them (x is rounded to bfloat16 then); weights
- * of few bits by products of whole numbers (x is rounded to 8 bits in groups of 64). Work is cut by
- * the shapes alone, never by the number of threads, so that results do not depend on it
- * (docs/architecture.md). */
+ * few rows by the few-row kernels at memory speed, with many rows by OpenBLAS, or by products of
+ * our own where they are faster: of float32 (AVX2), and of bfloat16 where weights are bfloat16 and
+ * the CPU has them (x is rounded to bfloat16 then); weights of few bits by products of whole
+ * numbers (x is rounded to 8 bits in groups of 64). Work is cut by the shapes alone, never by the
+ * number of threads, so that results do not depend on it (docs/architecture.md). */
 #ifndef QL_LINEAR_H
 #define QL_LINEAR_H
 
