@@ -64,7 +64,7 @@ static size_t most_spans(const ql_memory *m) {
 ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
     int64_t end = m->n_tokens + n_tokens;
     m->chunk = n_tokens;
-    m->local_first = m->n_tokens >= m->reach ? m->n_tokens - m->reach + 1 : 0;
+    m->local_first = ql_memory_local_first(m);
     ql_status status = ql_kv_reserve(&m->kv, end, err);
     if (!status && ql_memory_skims(m)) status = ql_keys_reserve(&m->keys, end, err);
     if (!status) status = tables(m, err);
@@ -82,9 +82,8 @@ ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
                                 retrieved(m), err);
     }
     if (status) return status;
-    int64_t keep = ql_memory_sinks_only(m) ? m->local_first
-                                           : min64(m->local_first, ql_memory_first_waiting(m));
-    if (!ql_memory_full(m)) ql_window_advance(&m->window, keep, m->n_tokens, end);
+    if (!ql_memory_full(m))
+        ql_window_advance(&m->window, ql_memory_window_first(m), m->n_tokens, end);
     return QL_OK;
 }
 

@@ -5,8 +5,6 @@
 
 #include "error.h"
 
-enum { SLAB_TOKENS = 512 };
-
 static size_t row_bytes(const ql_keys *keys) {
     return ql_row_bytes(keys->dtype, keys->heads.head_dim);
 }
@@ -34,7 +32,7 @@ ql_status ql_keys_init(ql_keys *keys, ql_heads heads, ql_dtype dtype, const ql_h
             place_of(keys, kept[i].layer, kept[i].head / (heads.n_heads / heads.n_kv_heads));
         if (*place < 0) *place = keys->n++;
     }
-    keys->slabs.slab_bytes = keys->n * SLAB_TOKENS * row_bytes(keys);
+    keys->slabs.slab_bytes = keys->n * QL_KEYS_TOKENS * row_bytes(keys);
     return QL_OK;
 }
 
@@ -42,15 +40,19 @@ bool ql_keys_holds(const ql_keys *keys, int layer, int g) {
     return keys->n > 0 && *place_of(keys, layer, g) >= 0;
 }
 
-static int64_t slabs_for(int64_t n_tokens) { return (n_tokens + SLAB_TOKENS - 1) / SLAB_TOKENS; }
+int64_t ql_keys_slabs(int64_t n_tokens) { return (n_tokens + QL_KEYS_TOKENS - 1) / QL_KEYS_TOKENS; }
+
+int64_t ql_keys_full_slabs(int64_t n_tokens) { return n_tokens / QL_KEYS_TOKENS; }
 
 ql_status ql_keys_reserve(ql_keys *keys, int64_t n_tokens, ql_error *err) {
-    return ql_store_reserve(&keys->slabs, slabs_for(n_tokens), err);
+    return ql_store_reserve(&keys->slabs, ql_keys_slabs(n_tokens), err);
 }
 
 static unsigned char *row_at(const ql_keys *keys, int layer, int g, int64_t token) {
-    size_t row = (size_t)*place_of(keys, layer, g) * SLAB_TOKENS + (size_t)(token % SLAB_TOKENS);
-    return (unsigned char *)ql_store_at(&keys->slabs, token / SLAB_TOKENS) + row * row_bytes(keys);
+    size_t row =
+        (size_t)*place_of(keys, layer, g) * QL_KEYS_TOKENS + (size_t)(token % QL_KEYS_TOKENS);
+    return (unsigned char *)ql_store_at(&keys->slabs, token / QL_KEYS_TOKENS) +
+           row * row_bytes(keys);
 }
 
 void ql_keys_write(ql_keys *keys, const ql_kernels *kernels, int layer, int64_t first,
@@ -65,7 +67,7 @@ void ql_keys_write(ql_keys *keys, const ql_kernels *kernels, int layer, int64_t 
 }
 
 ql_span ql_keys_span(const ql_keys *keys, int layer, int g, int64_t token, int64_t n) {
-    int64_t rest = SLAB_TOKENS - token % SLAB_TOKENS;
+    int64_t rest = QL_KEYS_TOKENS - token % QL_KEYS_TOKENS;
     return (ql_span){.k = row_at(keys, layer, g, token),
                      .k_dtype = keys->dtype,
                      .n = (int)(n < rest ? n : rest),
@@ -80,8 +82,8 @@ ql_status ql_keys_fork(ql_keys *to, const ql_keys *from, int64_t n_tokens, ql_er
     if (status) return status;
     size_t places = (size_t)from->heads.n_layers * from->heads.n_kv_heads;
     memcpy(to->place, from->place, places * sizeof *to->place);
-    status =
-        ql_store_fork(&to->slabs, &from->slabs, n_tokens / SLAB_TOKENS, slabs_for(n_tokens), err);
+    status = ql_store_fork(&to->slabs, &from->slabs, ql_keys_full_slabs(n_tokens),
+                           ql_keys_slabs(n_tokens), err);
     if (status) ql_keys_clear(to);
     return status;
 }

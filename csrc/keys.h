@@ -5,6 +5,8 @@
 
 #include "kv.h"
 
+enum { QL_KEYS_TOKENS = 512 }; /* of a slab */
+
 typedef struct ql_keys {
     ql_heads heads;
     ql_dtype dtype;
@@ -18,6 +20,9 @@ ql_status ql_keys_init(ql_keys *keys, ql_heads heads, ql_dtype dtype, const ql_h
                        int n_kept, ql_error *err);
 /* Whether the keys of a layer's kv head g are kept. */
 bool ql_keys_holds(const ql_keys *keys, int layer, int g);
+/* Slabs that n_tokens tokens need, and those of them that are full. */
+int64_t ql_keys_slabs(int64_t n_tokens);
+int64_t ql_keys_full_slabs(int64_t n_tokens);
 /* Room for n_tokens tokens in all. */
 ql_status ql_keys_reserve(ql_keys *keys, int64_t n_tokens, ql_error *err);
 /* Stores a layer's keys k [n, G*D] of the tokens from first on, as far as they are kept. */

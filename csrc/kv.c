@@ -12,7 +12,7 @@ void ql_kv_init(ql_kv *kv, ql_heads heads, ql_dtype dtype, int n_first, int page
     kv->pages.slab_bytes = slab_bytes(kv, page_tokens);
 }
 
-static int64_t pages_for(const ql_kv *kv, int64_t n_tokens) {
+int64_t ql_kv_pages(const ql_kv *kv, int64_t n_tokens) {
     int64_t rest = n_tokens - kv->n_first;
     return rest > 0 ? (rest + kv->page_tokens - 1) / kv->page_tokens : 0;
 }
@@ -20,7 +20,7 @@ static int64_t pages_for(const ql_kv *kv, int64_t n_tokens) {
 ql_status ql_kv_reserve(ql_kv *kv, int64_t n_tokens, ql_error *err) {
     ql_status status = QL_OK;
     if (kv->n_first > 0 && n_tokens > 0) status = ql_store_reserve(&kv->first, 1, err);
-    if (!status) status = ql_store_reserve(&kv->pages, pages_for(kv, n_tokens), err);
+    if (!status) status = ql_store_reserve(&kv->pages, ql_kv_pages(kv, n_tokens), err);
     return status;
 }
 
@@ -67,7 +67,7 @@ ql_span ql_kv_span(const ql_kv *kv, int layer, int64_t token, int64_t n) {
 
 ql_status ql_kv_fork(ql_kv *to, const ql_kv *from, int64_t n_tokens, ql_error *err) {
     *to = *from;
-    int64_t full = n_tokens > from->n_first ? (n_tokens - from->n_first) / from->page_tokens : 0;
+    int64_t full = ql_kv_full_pages(from, n_tokens);
     ql_status status =
         ql_store_fork(&to->first, &from->first, n_tokens >= from->n_first ? from->first.n : 0,
                       from->first.n, err);
@@ -75,9 +75,13 @@ ql_status ql_kv_fork(ql_kv *to, const ql_kv *from, int64_t n_tokens, ql_error *e
         to->pages = (ql_store){0};
         return status;
     }
-    status = ql_store_fork(&to->pages, &from->pages, full, pages_for(from, n_tokens), err);
+    status = ql_store_fork(&to->pages, &from->pages, full, ql_kv_pages(from, n_tokens), err);
     if (status) ql_store_clear(&to->first);
     return status;
+}
+
+int64_t ql_kv_full_pages(const ql_kv *kv, int64_t n_tokens) {
+    return n_tokens > kv->n_first ? (n_tokens - kv->n_first) / kv->page_tokens : 0;
 }
 
 void ql_kv_drop(ql_kv *kv, int64_t token) {

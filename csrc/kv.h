@@ -33,6 +33,9 @@ typedef struct ql_kv {
 void ql_kv_init(ql_kv *kv, ql_heads heads, ql_dtype dtype, int n_first, int page_tokens);
 /* Room for n_tokens tokens in all. */
 ql_status ql_kv_reserve(ql_kv *kv, int64_t n_tokens, ql_error *err);
+/* Pages that n_tokens tokens need, and those of them that are full. */
+int64_t ql_kv_pages(const ql_kv *kv, int64_t n_tokens);
+int64_t ql_kv_full_pages(const ql_kv *kv, int64_t n_tokens);
 /* Stores key [D] and value [D] of one token and kv head. */
 void ql_kv_write(ql_kv *kv, const ql_kernels *kernels, int layer, int64_t token, int g,
                  const float *key, const float *value);

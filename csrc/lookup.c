@@ -5,29 +5,33 @@
 
 #include "threads.h"
 
-enum { SLAB_BLOCKS = 64 };
-
 void ql_index_init(ql_index *index, ql_heads heads, ql_dtype dtype) {
     size_t vector = ql_row_bytes(dtype, (size_t)heads.n_heads * heads.head_dim);
     *index = (ql_index){.heads = heads,
                         .dtype = dtype,
-                        .slabs = {.slab_bytes = vector * SLAB_BLOCKS * heads.n_layers}};
+                        .slabs = {.slab_bytes = vector * QL_INDEX_BLOCKS * heads.n_layers}};
 }
 
+int64_t ql_index_slabs(int64_t n_blocks) {
+    return (n_blocks + QL_INDEX_BLOCKS - 1) / QL_INDEX_BLOCKS;
+}
+
+int64_t ql_index_full_slabs(int64_t n_blocks) { return n_blocks / QL_INDEX_BLOCKS; }
+
 ql_status ql_index_reserve(ql_index *index, int64_t n_blocks, ql_error *err) {
-    return ql_store_reserve(&index->slabs, (n_blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS, err);
+    return ql_store_reserve(&index->slabs, ql_index_slabs(n_blocks), err);
 }
 
 void *ql_index_vector(const ql_index *index, int layer, int64_t block) {
-    size_t vector = index->slabs.slab_bytes / SLAB_BLOCKS / index->heads.n_layers;
-    char *slab = ql_store_at(&index->slabs, block / SLAB_BLOCKS);
-    return slab + ((size_t)layer * SLAB_BLOCKS + (size_t)(block % SLAB_BLOCKS)) * vector;
+    size_t vector = index->slabs.slab_bytes / QL_INDEX_BLOCKS / index->heads.n_layers;
+    char *slab = ql_store_at(&index->slabs, block / QL_INDEX_BLOCKS);
+    return slab + ((size_t)layer * QL_INDEX_BLOCKS + (size_t)(block % QL_INDEX_BLOCKS)) * vector;
 }
 
 ql_status ql_index_fork(ql_index *to, const ql_index *from, int64_t n_blocks, ql_error *err) {
     *to = *from;
-    return ql_store_fork(&to->slabs, &from->slabs, n_blocks / SLAB_BLOCKS,
-                         (n_blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS, err);
+    return ql_store_fork(&to->slabs, &from->slabs, ql_index_full_slabs(n_blocks),
+                         ql_index_slabs(n_blocks), err);
 }
 
 size_t ql_index_bytes(const ql_index *index) { return ql_store_bytes(&index->slabs); }
@@ -44,8 +48,8 @@ typedef struct scoring {
 static void score_task(void *context, int item, int thread) {
     (void)thread;
     const scoring *x = context;
-    int64_t begin = (int64_t)item * SLAB_BLOCKS,
-            end = begin + SLAB_BLOCKS < x->n_blocks ? begin + SLAB_BLOCKS : x->n_blocks;
+    int64_t begin = (int64_t)item * QL_INDEX_BLOCKS,
+            end = begin + QL_INDEX_BLOCKS < x->n_blocks ? begin + QL_INDEX_BLOCKS : x->n_blocks;
     size_t width = (size_t)x->index->heads.n_heads * x->index->heads.head_dim,
            n = (size_t)(end - begin);
     const void *vectors = ql_index_vector(x->index, x->layer, begin);
@@ -55,7 +59,7 @@ static void score_task(void *context, int item, int thread) {
 void ql_score_blocks(float *scores, const ql_index *index, const ql_kernels *kernels, int n_threads,
                      int layer, const float *query, int64_t n_blocks) {
     scoring x = {scores, index, kernels, query, n_blocks, layer};
-    int n_items = (int)((n_blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS);
+    int n_items = (int)((n_blocks + QL_INDEX_BLOCKS - 1) / QL_INDEX_BLOCKS);
     ql_parallel(n_items > 1 ? n_threads : 1, n_items, score_task, &x);
 }
 

@@ -5,6 +5,8 @@
 
 #include "kv.h"
 
+enum { QL_INDEX_BLOCKS = 64 }; /* of a slab */
+
 typedef struct ql_index { /* one vector per block and layer */
     ql_heads heads;
     ql_dtype dtype; /* QL_F32 or QL_BF16 */
@@ -12,6 +14,9 @@ typedef struct ql_index { /* one vector per block and layer */
 } ql_index;
 
 void ql_index_init(ql_index *index, ql_heads heads, ql_dtype dtype);
+/* Slabs that n_blocks blocks need, and those of them that are full. */
+int64_t ql_index_slabs(int64_t n_blocks);
+int64_t ql_index_full_slabs(int64_t n_blocks);
 ql_status ql_index_reserve(ql_index *index, int64_t n_blocks, ql_error *err);
 /* Vector [H*D] of a block in a layer, in the index's dtype. */
 void *ql_index_vector(const ql_index *index, int layer, int64_t block);

@@ -18,21 +18,13 @@ static void far_angle(ql_memory *m) {
     ql_rope_table(m->far_cos, m->far_sin, m->inv_freq, m->heads.head_dim / 2, distance, 1);
 }
 
-static size_t sums_of(const ql_memory *m) {
-    return ql_memory_ranks(m) ? (size_t)m->heads.n_layers * ql_memory_width(m) : 0;
-}
-
-static size_t choices_of(const ql_memory *m) {
-    return ql_memory_has_blocks(m) ? (size_t)m->heads.n_layers * (size_t)m->config.topk : 0;
-}
-
 /* The sums of queries, all 0. */
 static ql_status allocate_sums(ql_memory *m, ql_error *err) {
-    m->chunk_sum = ql_alloc(sums_of(m) * sizeof *m->chunk_sum);
-    m->query_sum = ql_alloc(sums_of(m) * sizeof *m->query_sum);
+    m->chunk_sum = ql_alloc(ql_memory_sums(m) * sizeof *m->chunk_sum);
+    m->query_sum = ql_alloc(ql_memory_sums(m) * sizeof *m->query_sum);
     if (!m->chunk_sum || !m->query_sum)
         return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for the sums of a session's queries");
-    memset(m->query_sum, 0, sums_of(m) * sizeof *m->query_sum);
+    memset(m->query_sum, 0, ql_memory_sums(m) * sizeof *m->query_sum);
     return QL_OK;
 }
 
@@ -41,8 +33,8 @@ static ql_status allocate(ql_memory *m, ql_error *err) {
     m->far_cos = ql_alloc(half * sizeof(float));
     m->far_sin = ql_alloc(half * sizeof(float));
     m->query = ql_alloc(ql_memory_width(m) * sizeof(float));
-    m->chosen = ql_alloc(choices_of(m) * sizeof *m->chosen);
-    m->kept = ql_alloc(choices_of(m) * sizeof *m->kept);
+    m->chosen = ql_alloc(ql_memory_choices(m) * sizeof *m->chosen);
+    m->kept = ql_alloc(ql_memory_choices(m) * sizeof *m->kept);
     if (m->far_cos && m->far_sin && m->query && m->chosen && m->kept) return allocate_sums(m, err);
     return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a session's state");
 }
@@ -98,6 +90,7 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     to->question.queries = to->question.vectors = NULL;
     to->kv.first = to->kv.pages = to->index.slabs = (ql_store){0};
     to->keys.slabs = (ql_store){0};
+    if (to->volume) ql_volume_retain(to->volume);
     to->keys.place = NULL;
     to->trace = (ql_trace){0};
     to->far_cos = to->far_sin = to->cos = to->sin = to->mass = to->query = to->scores =
@@ -125,19 +118,30 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
         return status;
     }
     if (!ql_memory_full(to)) far_angle(to);
-    memcpy(to->query_sum, from->query_sum, sums_of(to) * sizeof *to->query_sum);
-    if (to->n_kept > 0) memcpy(to->kept, from->kept, choices_of(to) * sizeof *to->kept);
+    memcpy(to->query_sum, from->query_sum, ql_memory_sums(to) * sizeof *to->query_sum);
+    if (to->n_kept > 0) memcpy(to->kept, from->kept, ql_memory_choices(to) * sizeof *to->kept);
     return QL_OK;
+}
+
+int64_t ql_memory_local_first(const ql_memory *m) {
+    return m->n_tokens >= m->reach ? m->n_tokens - m->reach + 1 : 0;
+}
+
+int64_t ql_memory_window_first(const ql_memory *m) {
+    int64_t local = ql_memory_local_first(m), waiting = ql_memory_first_waiting(m);
+    return ql_memory_sinks_only(m) || local < waiting ? local : waiting;
 }
 
 void ql_memory_reset(ql_memory *m) {
     ql_kv_clear(&m->kv);
     ql_store_clear(&m->index.slabs);
     ql_keys_forget(&m->keys);
+    ql_volume_free(m->volume);
+    m->volume = NULL;
     ql_trace_clear(&m->trace);
     m->n_tokens = m->n_first = m->n_blocks = 0;
     m->window.first = 0;
-    memset(m->query_sum, 0, sums_of(m) * sizeof *m->query_sum);
+    memset(m->query_sum, 0, ql_memory_sums(m) * sizeof *m->query_sum);
     ql_memory_pin(m, NULL, -1, NULL);
 }
 
@@ -145,6 +149,7 @@ void ql_memory_clear(ql_memory *m) {
     ql_kv_clear(&m->kv);
     ql_store_clear(&m->index.slabs);
     ql_keys_clear(&m->keys);
+    ql_volume_free(m->volume);
     ql_window_clear(&m->window);
     ql_trace_clear(&m->trace);
     float *floats[] = {m->question.queries,
@@ -171,7 +176,8 @@ size_t ql_memory_bytes(const ql_memory *m) {
                       (size_t)(m->question.end - m->question.begin + 1);
     size_t floats = 2 * m->tables_capacity + m->mass_capacity + m->scores_capacity +
                     (m->question.queries ? question : 0);
-    return ql_kv_bytes(&m->kv) + ql_index_bytes(&m->index) + ql_keys_bytes(&m->keys) +
+    size_t mapped = m->volume ? ql_volume_resident(m->volume) : 0;
+    return mapped + ql_kv_bytes(&m->kv) + ql_index_bytes(&m->index) + ql_keys_bytes(&m->keys) +
            ql_window_bytes(&m->window) + ql_trace_bytes(&m->trace) + floats * sizeof(float) +
            m->spans_capacity * sizeof(ql_span);
 }

@@ -40,6 +40,7 @@ typedef struct ql_memory {
     ql_question question;
     ql_trace trace;
     ql_keys keys;      /* of every token, where the session skims */
+    ql_volume *volume; /* of the slabs that lie in a file; NULL: none does */
     double *query_sum; /* [L, H*D] of all queries read, not rotated; where someone may rank */
     int32_t *pinned;   /* [n_pinned] blocks that every lookup chooses; NULL: by score */
     int n_pinned;
@@ -79,6 +80,12 @@ static inline bool ql_memory_ranks(const ql_memory *m) {
 static inline size_t ql_memory_width(const ql_memory *m) { /* H*D */
     return (size_t)m->heads.n_heads * m->heads.head_dim;
 }
+static inline size_t ql_memory_sums(const ql_memory *m) { /* numbers of query_sum */
+    return ql_memory_ranks(m) ? (size_t)m->heads.n_layers * ql_memory_width(m) : 0;
+}
+static inline size_t ql_memory_choices(const ql_memory *m) { /* numbers of kept */
+    return ql_memory_has_blocks(m) ? (size_t)m->heads.n_layers * (size_t)m->config.topk : 0;
+}
 static inline int64_t ql_memory_first_waiting(const ql_memory *m) {
     return m->n_first + m->n_blocks * m->config.block_size;
 }
@@ -94,6 +101,11 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err);
 void ql_memory_reset(ql_memory *memory); /* no tokens; the question stays as it is */
 void ql_memory_clear(ql_memory *memory);
 size_t ql_memory_bytes(const ql_memory *memory);
+
+/* Before a chunk that begins at n_tokens: its first local key, and the first token of which the
+ * window must still hold something. */
+int64_t ql_memory_local_first(const ql_memory *memory);
+int64_t ql_memory_window_first(const ql_memory *memory);
 
 /* Replaces the question: tokens [begin, end), to be read from now on. */
 ql_status ql_memory_ask(ql_memory *memory, int64_t begin, int64_t end, ql_error *err);

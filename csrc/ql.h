@@ -35,7 +35,8 @@ typedef enum ql_status {
     QL_OUT_OF_MEMORY,
     QL_BUSY,      /* the session is in use by another thread */
     QL_CANCELLED, /* the caller's poll function said stop */
-    QL_FAILED,    /* the operating system refused (threads) */
+    QL_FAILED,    /* the operating system refused (threads, mappings) */
+    QL_DAMAGED,   /* a file was shortened or could not be read while it was in use */
 } ql_status;
 
 enum { QL_ERROR_TEXT = 480 };
@@ -250,6 +251,87 @@ ql_status ql_session_pin(ql_session *session, const int32_t *blocks, int n, ql_e
  * ranges [n, 2] (begin, end) ascending and apart, at consecutive positions: their keys and values
  * are taken from here, not computed anew. */
 ql_session *ql_session_excerpt(ql_session *session, const int64_t *ranges, int n, ql_error *err);
+
+/* ---- a session and files ----
+ * What grows with a session lies in slabs, which get full one after the other and never change from
+ * then on: a full one may be exchanged for its copy in a file. The rest are counters and a few
+ * arrays. Who writes files, and how they look, is the caller's affair; slabs hold numbers as this
+ * machine does. */
+
+typedef struct ql_volume ql_volume; /* a file that is mapped, see volume.h */
+enum { QL_VOLUME_PAGE = 4096 };     /* offsets of slabs are multiples of it */
+
+/* Maps an open file; fd may be closed afterwards. Of its slabs at most budget bytes stay in memory;
+ * those touched last can make it a few more. */
+ql_volume *ql_volume_open(int fd, size_t budget, ql_error *err);
+void ql_volume_retain(ql_volume *volume);           /* one more owner */
+void ql_volume_free(ql_volume *volume);             /* one owner less; NULL is fine */
+size_t ql_volume_resident(const ql_volume *volume); /* bytes of slabs in memory, at most */
+bool ql_volume_damaged(const ql_volume *volume);
+
+typedef enum ql_part { QL_FIRST = 0, QL_PAGES, QL_VECTORS, QL_KEYS, QL_N_PARTS } ql_part;
+
+typedef struct ql_slabs { /* of a part */
+    size_t bytes;         /* of one */
+    int64_t tokens;       /* that one is for; 0: the part does not grow with the session */
+    int64_t n;            /* slabs in use, those dropped at the beginning included */
+    int64_t n_dropped;
+    int64_t n_full; /* of the first ones: these never change again */
+} ql_slabs;
+
+ql_status ql_session_slabs(ql_session *session, ql_part part, ql_slabs *slabs, ql_error *err);
+/* out [bytes]: slab i, not a dropped one. */
+ql_status ql_session_copy_slab(ql_session *session, ql_part part, int64_t i, void *out,
+                               ql_error *err);
+/* From now on slab i, a full one, is what lies in the volume at offset: a copy of it. */
+ql_status ql_session_map_slab(ql_session *session, ql_part part, int64_t i, ql_volume *volume,
+                              int64_t offset, ql_error *err);
+
+typedef enum ql_counter {
+    QL_N_TOKENS = 0,
+    QL_N_FIRST,
+    QL_N_BLOCKS,
+    QL_QUESTION_BEGIN,
+    QL_QUESTION_END,
+    QL_QUESTION_KNOWN,
+    QL_N_CHOSEN,
+    QL_N_COUNTERS
+} ql_counter;
+
+typedef enum ql_array {
+    QL_WINDOW_KEYS = 0,  /* [L, G, tokens, D] as keys are kept */
+    QL_WINDOW_SCORES,    /* float32 [L, H, tokens] */
+    QL_QUERY_SUMS,       /* float64 [L, H*D] */
+    QL_QUESTION_QUERIES, /* float32 [L, question, H*D], as long as the vectors are not known */
+    QL_QUESTION_VECTORS, /* float32 [L, H*D] */
+    QL_CHOSEN,           /* int32 [L, topk] */
+    QL_N_ARRAYS
+} ql_array;
+
+/* What a session holds beside its slabs. Of a session with pinned blocks: QL_INVALID_VALUE. */
+ql_status ql_session_counters(ql_session *session, int64_t counters[QL_N_COUNTERS],
+                              size_t array_bytes[QL_N_ARRAYS], ql_error *err);
+ql_status ql_session_copy_array(ql_session *session, ql_array array, void *out, ql_error *err);
+
+enum { QL_DROPPED = -1, QL_INLINE = -2 };
+
+typedef struct ql_saved { /* what the functions above have told */
+    int64_t counters[QL_N_COUNTERS];
+    const void *arrays[QL_N_ARRAYS];
+    size_t array_bytes[QL_N_ARRAYS];
+    struct {
+        const int64_t *places; /* [n]: offset in the volume, QL_DROPPED, QL_INLINE: of inlined */
+        int64_t n;
+        const void *inlined; /* slabs that are copied, one behind the other */
+        size_t inlined_bytes;
+    } parts[QL_N_PARTS];
+} ql_saved;
+
+/* Makes an empty session, made for the same model and with the same settings, stand where the saved
+ * one stood. volume: of the places; NULL: none of them is in a file. All is checked: what does not
+ * fit is QL_INVALID_VALUE or QL_DAMAGED, and the session stays empty. */
+ql_status ql_session_restore(ql_session *session, const ql_saved *saved, ql_volume *volume,
+                             ql_error *err);
 
 int64_t ql_session_trace_count(const ql_session *session);
 const ql_trace_record *ql_session_trace(const ql_session *session,

@@ -278,8 +278,7 @@ ql_status ql_session_feed(ql_session *s, const int32_t *ids, int64_t n, const ql
         free(before.queries);
         free(before.vectors);
     }
-    ql_leave(s);
-    return status;
+    return ql_finish(s, status, err);
 }
 
 ql_status ql_model_forward(ql_model *model, const int32_t *ids, int64_t n, int64_t keep,
@@ -318,8 +317,7 @@ ql_status ql_session_block_vectors(ql_session *s, int layer, float *out, ql_erro
     if (status) return status;
     status = ql_check_layer(s, layer, err);
     if (!status) ql_memory_block_vectors(&s->memory, layer, out);
-    ql_leave(s);
-    return status;
+    return ql_finish(s, status, err);
 }
 
 ql_status ql_session_question_vector(ql_session *s, int layer, float *out, ql_error *err) {

@@ -28,8 +28,7 @@ ql_status ql_session_rank(ql_session *s, const ql_head *heads, int n_heads, cons
         status = ql_check_range("pieces times heads", (end - begin + piece - 1) / piece * n_heads,
                                 1, INT32_MAX / 2, err);
     if (!status) ql_rank(&s->memory, scores, heads, n_heads, queries, n_queries, begin, end, piece);
-    ql_leave(s);
-    return status;
+    return ql_finish(s, status, err);
 }
 
 static ql_status check_ascending(const char *what, int64_t value, int64_t least, int64_t most,
@@ -77,6 +76,9 @@ ql_session *ql_session_excerpt(ql_session *s, const int64_t *ranges, int n, ql_e
         excerpt = NULL;
     }
     if (excerpt) ql_leave(excerpt);
-    ql_leave(s);
+    if (ql_finish(s, status, err)) {
+        ql_session_free(excerpt);
+        excerpt = NULL;
+    }
     return excerpt;
 }

@@ -10,8 +10,9 @@ enum { ALIGNMENT = 64 };
 
 struct ql_slab {
     _Alignas(ALIGNMENT) atomic_int owners;
-    ql_slab *next; /* of the spare ones */
-    _Alignas(ALIGNMENT) unsigned char data[];
+    ql_slab *next;       /* of the spare ones */
+    unsigned char *data; /* behind this, or of the extent */
+    ql_extent *extent;   /* where a slab lies that is kept in a file; NULL: it is in memory */
 };
 
 void *ql_alloc(size_t bytes) {
@@ -21,14 +22,34 @@ void *ql_alloc(size_t bytes) {
 }
 
 static ql_slab *slab_new(size_t bytes) {
+    if (bytes > SIZE_MAX - sizeof(ql_slab)) return NULL;
     ql_slab *slab = ql_alloc(sizeof *slab + bytes);
-    if (slab) atomic_init(&slab->owners, 1);
+    if (!slab) return NULL;
+    atomic_init(&slab->owners, 1);
+    slab->data = (unsigned char *)(slab + 1);
+    slab->extent = NULL;
     return slab;
+}
+
+static void slab_free(ql_slab *slab) {
+    ql_extent_free(slab->extent);
+    free(slab);
 }
 
 /* Gives up a slab (or NULL). True: nobody owns it any more, and it is the caller's to free. */
 static bool slab_release(ql_slab *slab) {
     return slab && atomic_fetch_sub_explicit(&slab->owners, 1, memory_order_acq_rel) == 1;
+}
+
+/* Takes a slab that nobody owns any more. */
+static void retire(ql_store *store, ql_slab *slab) {
+    if (slab->extent) {
+        slab_free(slab);
+        return;
+    }
+    slab->next = store->spare;
+    store->spare = slab;
+    store->n_spare++;
 }
 
 /* One of the spare slabs, or a new one; NULL when there is no memory. */
@@ -41,7 +62,11 @@ static ql_slab *slab_of(ql_store *store) {
     return slab;
 }
 
-void *ql_store_at(const ql_store *store, int64_t i) { return store->slabs[i]->data; }
+void *ql_store_at(const ql_store *store, int64_t i) {
+    ql_slab *slab = store->slabs[i];
+    if (slab->extent) ql_extent_touch(slab->extent);
+    return slab->data;
+}
 
 static ql_status grow_table(ql_store *store, int64_t n, ql_error *err) {
     if (n <= store->capacity) return QL_OK;
@@ -78,6 +103,7 @@ ql_status ql_store_fork(ql_store *to, const ql_store *from, int64_t n_full, int6
         ql_slab *slab = from->slabs[i];
         if (i < n_full || !slab) {
             if (slab) atomic_fetch_add_explicit(&slab->owners, 1, memory_order_relaxed);
+            if (slab && slab->extent) to->n_mapped++;
         } else {
             slab = slab_new(from->slab_bytes);
             if (!slab) {
@@ -85,11 +111,48 @@ ql_status ql_store_fork(ql_store *to, const ql_store *from, int64_t n_full, int6
                 return ql_fail(err, QL_OUT_OF_MEMORY, "no memory to copy a page of %zu bytes",
                                from->slab_bytes);
             }
-            memcpy(slab->data, from->slabs[i]->data, from->slab_bytes);
+            memcpy(slab->data, ql_store_at(from, i), from->slab_bytes);
         }
         to->slabs[to->n++] = slab;
     }
     return QL_OK;
+}
+
+ql_status ql_store_add(ql_store *store, const void *data, ql_error *err) {
+    ql_status status = grow_table(store, store->n + 1, err);
+    if (status) return status;
+    if (!data) {
+        store->slabs[store->n++] = NULL;
+        return QL_OK;
+    }
+    status = ql_store_reserve(store, store->n + 1, err);
+    if (!status) memcpy(store->slabs[store->n - 1]->data, data, store->slab_bytes);
+    return status;
+}
+
+ql_status ql_store_map(ql_store *store, int64_t i, ql_volume *volume, int64_t offset,
+                       ql_error *err) {
+    ql_status status = grow_table(store, i + 1, err);
+    if (status) return status;
+    ql_slab *slab = slab_new(0);
+    if (!slab) return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a page of a file");
+    slab->extent = ql_extent_new(volume, offset, store->slab_bytes, err);
+    if (!slab->extent) {
+        free(slab);
+        return err ? err->code : QL_FAILED;
+    }
+    slab->data = slab->extent->data;
+    if (i == store->n)
+        store->n++;
+    else if (slab_release(store->slabs[i]))
+        retire(store, store->slabs[i]);
+    store->slabs[i] = slab;
+    store->n_mapped++;
+    return QL_OK;
+}
+
+bool ql_store_mapped(const ql_store *store, int64_t i) {
+    return store->slabs[i] && store->slabs[i]->extent;
 }
 
 void ql_store_drop(ql_store *store, int64_t end) {
@@ -97,20 +160,18 @@ void ql_store_drop(ql_store *store, int64_t end) {
     for (int64_t i = (end < store->n ? end : store->n) - 1; i >= 0 && store->slabs[i]; i--) {
         ql_slab *slab = store->slabs[i];
         store->slabs[i] = NULL;
-        if (!slab_release(slab)) continue;
-        slab->next = store->spare;
-        store->spare = slab;
-        store->n_spare++;
+        if (slab->extent) store->n_mapped--;
+        if (slab_release(slab)) retire(store, slab);
     }
 }
 
 void ql_store_clear(ql_store *store) {
     for (int64_t i = 0; i < store->n; i++)
-        if (slab_release(store->slabs[i])) free(store->slabs[i]);
+        if (slab_release(store->slabs[i])) slab_free(store->slabs[i]);
     while (store->spare) {
         ql_slab *slab = store->spare;
         store->spare = slab->next;
-        free(slab);
+        free(slab); /* in memory, or it would not be spared */
     }
     free(store->slabs);
     *store = (ql_store){.slab_bytes = store->slab_bytes};
@@ -119,5 +180,6 @@ void ql_store_clear(ql_store *store) {
 size_t ql_store_bytes(const ql_store *store) {
     size_t held = (size_t)store->n_spare * store->slab_bytes;
     for (int64_t i = 0; i < store->n; i++) held += store->slabs[i] ? store->slab_bytes : 0;
+    held -= (size_t)store->n_mapped * store->slab_bytes;
     return held + (size_t)store->capacity * sizeof *store->slabs;
 }

@@ -4,11 +4,27 @@
 
 /* ---- one thread at a time ---- */
 
+static ql_status check_volume(const ql_session *s, ql_error *err) {
+    if (!s->memory.volume || !ql_volume_damaged(s->memory.volume)) return QL_OK;
+    return ql_fail(err, QL_DAMAGED,
+                   "the file that this session reads its keys and values from was shortened, or "
+                   "could not be read, while it was in use: open it anew");
+}
+
 ql_status ql_enter(ql_session *s, ql_error *err) {
-    if (!atomic_exchange_explicit(&s->busy, true, memory_order_acquire)) return QL_OK;
-    return ql_fail(
-        err, QL_BUSY,
-        "this session is in use by another thread: give each thread a session of its own (fork)");
+    if (atomic_exchange_explicit(&s->busy, true, memory_order_acquire))
+        return ql_fail(err, QL_BUSY,
+                       "this session is in use by another thread: give each thread a session of "
+                       "its own (fork)");
+    ql_status status = check_volume(s, err);
+    if (status) ql_leave(s);
+    return status;
+}
+
+ql_status ql_finish(ql_session *s, ql_status status, ql_error *err) {
+    if (!status) status = check_volume(s, err);
+    ql_leave(s);
+    return status;
 }
 
 void ql_leave(ql_session *s) {

@@ -14,9 +14,11 @@ struct ql_session {
     atomic_bool busy;
 };
 
-/* One thread at a time: QL_BUSY instead of waiting. */
+/* One thread at a time: QL_BUSY instead of waiting. QL_DAMAGED when the file of its slabs is. */
 ql_status ql_enter(ql_session *session, ql_error *err);
 void ql_leave(ql_session *session);
+/* Leaves; returns status, or QL_DAMAGED when what was read meanwhile cannot be trusted. */
+ql_status ql_finish(ql_session *session, ql_status status, ql_error *err);
 
 ql_status ql_check_range(const char *name, int64_t value, int64_t least, int64_t most,
                          ql_error *err);

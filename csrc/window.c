@@ -75,6 +75,36 @@ ql_status ql_window_fork(ql_window *to, const ql_window *from, int64_t end, ql_e
     return QL_OK;
 }
 
+size_t ql_window_key_bytes(const ql_window *w, int64_t n) {
+    return key_rows(w) * (size_t)n * key_bytes(w);
+}
+
+size_t ql_window_score_bytes(const ql_window *w, int64_t n) {
+    return score_rows(w) * (size_t)n * sizeof *w->scores;
+}
+
+void ql_window_take(const ql_window *w, int64_t begin, int64_t end, void *keys, float *scores) {
+    size_t n = (size_t)(end - begin), bytes = n * key_bytes(w);
+    for (size_t i = 0; keys && i < key_rows(w); i++)
+        memcpy((char *)keys + i * bytes,
+               (char *)w->keys + (i * w->capacity + (size_t)(begin - w->first)) * key_bytes(w),
+               bytes);
+    for (size_t i = 0; scores && i < score_rows(w); i++)
+        memcpy(scores + i * n, w->scores + i * w->capacity + (begin - w->first),
+               n * sizeof *scores);
+}
+
+void ql_window_put(ql_window *w, int64_t begin, int64_t end, const void *keys,
+                   const float *scores) {
+    size_t n = (size_t)(end - begin), bytes = n * key_bytes(w);
+    w->first = begin;
+    for (size_t i = 0; i < key_rows(w); i++)
+        memcpy((char *)w->keys + i * w->capacity * key_bytes(w), (const char *)keys + i * bytes,
+               bytes);
+    for (size_t i = 0; i < score_rows(w); i++)
+        memcpy(w->scores + i * w->capacity, scores + i * n, n * sizeof *scores);
+}
+
 void ql_window_clear(ql_window *w) {
     free(w->keys);
     free(w->scores);

@@ -26,6 +26,14 @@ size_t ql_window_head_bytes(const ql_window *window); /* between the keys of two
 float *ql_window_scores(const ql_window *window, int layer, int h, int64_t token);
 /* Makes *to (uninitialised) hold what *from holds of the tokens before end. */
 ql_status ql_window_fork(ql_window *to, const ql_window *from, int64_t end, ql_error *err);
+/* Bytes of the keys and of the scores of n tokens. */
+size_t ql_window_key_bytes(const ql_window *window, int64_t n);
+size_t ql_window_score_bytes(const ql_window *window, int64_t n);
+/* Copies what the tokens [begin, end) have: keys [L, G, end - begin, D], scores
+ * [L, H, end - begin]; NULL: not these. And puts them into an empty window. */
+void ql_window_take(const ql_window *window, int64_t begin, int64_t end, void *keys, float *scores);
+void ql_window_put(ql_window *window, int64_t begin, int64_t end, const void *keys,
+                   const float *scores);
 void ql_window_clear(ql_window *window); /* frees */
 size_t ql_window_bytes(const ql_window *window);
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from typing import SupportsFloat, SupportsIndex
 
 from quickllama.errors import InvalidType, InvalidValue
 
-__all__ = ["LARGEST", "choice", "flag", "integer", "nearest", "number", "token_span"]
+__all__ = ["LARGEST", "byte_size", "choice", "flag", "integer", "nearest", "number", "token_span"]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?")
 
 LARGEST = 2**31 - 1
 """The largest size that the core accepts."""
@@ -67,6 +70,23 @@ def number(
         expected = "a finite number" + (f", {' and '.join(bounds)}" if bounds else "")
         raise InvalidValue(f"{name} must be {expected}, not {result:g}")
     return result
+
+
+def byte_size(name: str, value: object) -> int:
+    """``value`` as bytes: a whole number, or a text such as ``"500MB"`` or ``"1.5 GiB"`` (KB, MB,
+    GB, TB: powers of 1000; KiB ...: of 1024).
+
+    Raises InvalidType if it is neither, InvalidValue if it is less than one byte or no such text.
+    """
+    if not isinstance(value, str):
+        return integer(name, value, 1, 2**62)
+    found = _SIZE.fullmatch(value.strip().upper())
+    if found is None:
+        raise InvalidValue(
+            f"{name} must be a number of bytes, or a text such as '1GB' or '512 MiB', not {value!r}"
+        )
+    step = 1024 if found[3] else 1000
+    return integer(name, int(float(found[1]) * step ** " KMGT".index(found[2] or " ")), 1, 2**62)
 
 
 def flag(name: str, value: object) -> bool:

@@ -82,6 +82,8 @@ class Model(_core.Model):
             config.core(), catcher.watch(tensors), held_dtype(dtype), thread_count(n_threads)
         )
         self.fingerprint = Fingerprint.of(config, catcher.signs)
+        self.weights_digest = catcher.digest
+        self.cpu = f"{_core.cpu_variant()} kernels, {_core.blas_name()}"
         self._heads: RetrievalHeads | None = None
 
     @classmethod

@@ -13,6 +13,7 @@ static PyObject *exception_of(const module_state *state, ql_status status) {
     case QL_MISSING_KEY: type = state->missing_key; break;
     case QL_OUT_OF_MEMORY: type = PyExc_MemoryError; break;
     case QL_BUSY: type = state->busy; break;
+    case QL_DAMAGED: type = state->file_problem; break;
     default: break;
     }
     return type ? type : PyExc_RuntimeError; /* the module's state is cleared at the very end */

@@ -181,6 +181,7 @@ static bool get_errors(module_state *state) {
     state->invalid_type = PyObject_GetAttrString(errors, "InvalidType");
     state->missing_key = PyObject_GetAttrString(errors, "MissingKey");
     state->busy = PyObject_GetAttrString(errors, "Busy");
+    state->file_problem = PyObject_GetAttrString(errors, "FileProblem");
     Py_DECREF(errors);
     return !PyErr_Occurred();
 }
@@ -189,10 +190,12 @@ static bool add_types(PyObject *module, module_state *state) {
     state->model_type = qlpy_model_type(module);
     state->session_type = qlpy_session_type(module);
     state->trace_type = qlpy_trace_type();
-    return state->model_type && state->session_type && state->trace_type &&
+    state->volume_type = qlpy_volume_type(module);
+    return state->model_type && state->session_type && state->trace_type && state->volume_type &&
            PyModule_AddType(module, state->model_type) == 0 &&
            PyModule_AddType(module, state->session_type) == 0 &&
-           PyModule_AddType(module, state->trace_type) == 0;
+           PyModule_AddType(module, state->trace_type) == 0 &&
+           PyModule_AddType(module, state->volume_type) == 0;
 }
 
 static int module_exec(PyObject *module) {
@@ -216,9 +219,11 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->invalid_type);
     Py_VISIT(state->missing_key);
     Py_VISIT(state->busy);
+    Py_VISIT(state->file_problem);
     Py_VISIT(state->model_type);
     Py_VISIT(state->session_type);
     Py_VISIT(state->trace_type);
+    Py_VISIT(state->volume_type);
     return 0;
 }
 
@@ -229,9 +234,11 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->invalid_type);
     Py_CLEAR(state->missing_key);
     Py_CLEAR(state->busy);
+    Py_CLEAR(state->file_problem);
     Py_CLEAR(state->model_type);
     Py_CLEAR(state->session_type);
     Py_CLEAR(state->trace_type);
+    Py_CLEAR(state->volume_type);
     return 0;
 }
 

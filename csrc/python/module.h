@@ -9,13 +9,15 @@
 #include "ql.h"
 
 typedef struct module_state {
-    PyObject *error, *invalid_value, *invalid_type, *missing_key, *busy; /* quickllama.errors */
-    PyTypeObject *model_type, *session_type, *trace_type;
+    PyObject *error, *invalid_value, *invalid_type, *missing_key, *busy,
+        *file_problem; /* of errors */
+    PyTypeObject *model_type, *session_type, *trace_type, *volume_type;
 } module_state;
 
 PyTypeObject *qlpy_model_type(PyObject *module);   /* new reference */
 PyTypeObject *qlpy_session_type(PyObject *module); /* new reference */
 PyTypeObject *qlpy_trace_type(void);               /* new reference */
+PyTypeObject *qlpy_volume_type(PyObject *module);  /* new reference */
 
 /* A new list of all trace records; nobody may use the session meanwhile. */
 PyObject *qlpy_trace(module_state *state, const ql_session *session);

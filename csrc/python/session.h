@@ -37,6 +37,9 @@ session_object *qlpy_alloc_session(module_state *state, PyObject *model, weights
  * no model has are (-1, -1). */
 ql_head *qlpy_heads(module_state *state, PyObject *value, int *n);
 
+/* The core's volume of a Volume (borrowed), or NULL with InvalidType. */
+ql_volume *qlpy_volume(module_state *state, PyObject *value);
+
 /* Methods that find and reuse passages (retrieval_methods.c). */
 extern const char qlpy_listen_doc[], qlpy_mean_query_doc[], qlpy_rank_doc[], qlpy_pin_doc[];
 extern const char qlpy_excerpt_doc[];
@@ -45,5 +48,14 @@ PyObject *qlpy_mean_query(PyObject *object, PyObject *layer);
 PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs);
 PyObject *qlpy_pin(PyObject *object, PyObject *blocks);
 PyObject *qlpy_excerpt(PyObject *object, PyObject *ranges);
+
+/* Methods that take a session apart for a file, and put it together (state_methods.c). */
+extern const char qlpy_slabs_doc[], qlpy_copy_slab_doc[], qlpy_map_slab_doc[], qlpy_state_doc[];
+extern const char qlpy_restore_doc[];
+PyObject *qlpy_slabs(PyObject *object, PyObject *part);
+PyObject *qlpy_copy_slab(PyObject *object, PyObject *args);
+PyObject *qlpy_map_slab(PyObject *object, PyObject *args);
+PyObject *qlpy_state(PyObject *object, PyObject *unused);
+PyObject *qlpy_restore(PyObject *object, PyObject *args, PyObject *kwargs);
 
 #endif

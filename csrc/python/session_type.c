@@ -394,6 +394,12 @@ static PyMethodDef methods[] = {
     {"rank", (PyCFunction)(void (*)(void))qlpy_rank, METH_VARARGS | METH_KEYWORDS, qlpy_rank_doc},
     {"pin", qlpy_pin, METH_O, qlpy_pin_doc},
     {"excerpt", qlpy_excerpt, METH_O, qlpy_excerpt_doc},
+    {"slabs", qlpy_slabs, METH_O, qlpy_slabs_doc},
+    {"copy_slab", qlpy_copy_slab, METH_VARARGS, qlpy_copy_slab_doc},
+    {"map_slab", qlpy_map_slab, METH_VARARGS, qlpy_map_slab_doc},
+    {"state", qlpy_state, METH_NOARGS, qlpy_state_doc},
+    {"restore", (PyCFunction)(void (*)(void))qlpy_restore, METH_VARARGS | METH_KEYWORDS,
+     qlpy_restore_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from quickllama.documents.state_record import StateRecord
 from quickllama.errors import InvalidValue
 from quickllama.tokenizer.cuts import SPACE
 from quickllama.tokenizer.stream import TextStream
@@ -32,7 +33,8 @@ class GrowingText:
         self._length = 0
         self._tail = ""  # the end of the text, of which no token is certain
         self._dropped = False  # the space before the tail belongs to the tail's first token
-        self._stream: TextStream | None = None  # where ids come instead of text
+        self._stream: TextStream | None = None  # where ids come instead of text, from this id on:
+        self._stream_from = 0
         self._ids = array("i")
         self._starts = array("q")
         self._ends = array("q")
@@ -94,6 +96,7 @@ class GrowingText:
             self._keep(*self.tail())
             self._tail, self._dropped = "", False
             self._stream = TextStream(self._tokenizer)
+            self._stream_from = len(self._ids)
         for token in ids.tolist():
             piece = self._stream.push([token])
             self._ids.append(token)
@@ -105,6 +108,39 @@ class GrowingText:
         """What the tokens of the uncertain end are if the text ends here: ids int64 [n], their
         characters int64 [n, 2]."""
         return self._encode(self._tail)
+
+    def state(self) -> StateRecord:
+        """All that it holds, for :meth:`restored`."""
+        stream_from = None if self._stream is None else self._stream_from
+        table = {"tail": len(self._tail), "dropped": self._dropped, "stream_from": stream_from}
+        text = np.frombuffer(self.text.encode("utf-8"), np.uint8)
+        numbers = {"ids": self._ids, "starts": self._starts, "ends": self._ends}
+        arrays = {name: np.array(values) for name, values in numbers.items()}
+        return StateRecord(table, {"text": text, **arrays})
+
+    @classmethod
+    def restored(cls, tokenizer: Tokenizer, state: StateRecord) -> GrowingText:
+        """One that goes on where the other stood. Raises KeyError, TypeError or ValueError for what
+        no text has."""
+        growing = cls(tokenizer)
+        text = state.array("text", np.uint8).tobytes().decode("utf-8")
+        growing._parts = [text]
+        growing._length = len(text)
+        for name, kind in (("ids", np.int32), ("starts", np.int64), ("ends", np.int64)):
+            getattr(growing, f"_{name}").frombytes(state.array(name, kind).tobytes())
+        ends = growing.offsets()
+        if len(ends) and (ends.min() < 0 or ends.max() > len(text)):
+            raise ValueError("tokens outside of the text")
+        tail, stream_from = state.table["tail"], state.table["stream_from"]
+        if not 0 <= tail <= len(text) or not isinstance(state.table["dropped"], bool):
+            raise ValueError("a tail longer than the text")
+        growing._tail = text[len(text) - tail :]
+        growing._dropped = state.table["dropped"]
+        if stream_from is not None:  # what the last ids' bytes are depends on those before
+            growing._stream_from = int(stream_from)
+            growing._stream = TextStream(tokenizer)
+            growing._stream.push(growing.ids(growing._stream_from))
+        return growing
 
     def _encode(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The tokens of the tail's beginning ``text``, and their characters in the whole text."""

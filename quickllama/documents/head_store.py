@@ -35,6 +35,7 @@ _FORMAT = 2
 _SHIPPED = Path(__file__).parent / "heads"
 _EMBEDDING = "model.embed_tokens.weight"
 _BITS = 256
+_SAMPLES = 251  # bytes of a tensor; prime, so that they are not always the same ones of a block
 _MOST_DIFFERENT = 0.15  # of the bits; those of two models that share nothing differ in half
 
 
@@ -66,17 +67,40 @@ class Fingerprint:
 
 
 class SignCatcher:
-    """Passes a model's tensors on and notes the signs of the embedding on the way."""
+    """Passes a model's tensors on and notes the signs of the embedding on the way, and a digest of
+    parts of every tensor as it is stored."""
 
     def __init__(self) -> None:
         self.signs = "0" * (_BITS // 4)
+        self._samples: dict[str, str] = {}
+
+    @property
+    def digest(self) -> str:
+        """Tells a model from one of the same sizes, and from its fine-tuned kin: 16 hex digits."""
+        listed = json.dumps(self._samples, sort_keys=True)
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def watch(self, tensors: Iterator[_Tensor]) -> Iterator[_Tensor]:
         """The same tensors."""
         for tensor in tensors:
-            if tensor[0] == _EMBEDDING:
+            name, data, dtype, _ = tensor
+            if name == _EMBEDDING:
                 self.signs = embedding_signs(*tensor[1:])
+            self._samples[name] = f"{dtype} {_sampled(data)}"
             yield tensor
+
+
+def _sampled(data: Any) -> str:
+    """A digest of the size of a tensor's bytes and of a few of them, evenly spaced."""
+    raw = _raw(data)
+    wanted = raw[np.linspace(0, max(raw.size - 1, 0), min(raw.size, _SAMPLES)).astype(np.int64)]
+    return f"{raw.size} {hashlib.sha256(wanted.tobytes()).hexdigest()[:16]}"
+
+
+def _raw(data: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of an array or a buffer; nothing is copied."""
+    array = data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
+    return array.reshape(-1).view(np.uint8)
 
 
 def embedding_signs(data: Any, dtype: str, shape: tuple[int, ...]) -> str:
@@ -85,8 +109,7 @@ def embedding_signs(data: Any, dtype: str, shape: tuple[int, ...]) -> str:
 
     values = int(np.prod(shape))
     wanted = min(values, 32 * 1024)  # whole blocks of every stored format
-    raw = np.frombuffer(data, dtype=np.uint8) if not isinstance(data, np.ndarray) else data
-    raw = raw.reshape(-1).view(np.uint8)
+    raw = _raw(data)
     used = raw[: raw.size * wanted // values] if values else raw
     if wanted < _BITS:
         return "0" * (_BITS // 4)

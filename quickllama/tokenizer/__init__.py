@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -338,6 +339,15 @@ class Tokenizer:
     def is_byte_level(self) -> bool:
         """Whether each token stands for a byte string by itself, whatever its neighbours are."""
         return self._backend().byte_level
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits: tokenizers in which they are equal give the same ids, and have the same
+        chat template."""
+        backend = self._backend()
+        rest = (backend.prefix, backend.suffix, backend.cuts, self._source.chat_template)
+        words = f"{backend.encoder.to_str()}{rest!r}"
+        return hashlib.sha256(words.encode("utf-8")).hexdigest()[:16]
 
     def _backend(self) -> Backend:
         """The vocabulary, built at the first call."""
