@@ -275,6 +275,9 @@ class Model(_core.Model):
         question: str | None = None,
         prompt: str | None = None,
         kv_dtype: str | None = None,
+        store: str | os.PathLike[str] | None = None,
+        ram_limit: int | str | None = None,
+        resume: bool = True,
     ) -> Document:
         """Read a text of any length into a memory, to be asked any number of times.
 
@@ -288,9 +291,18 @@ class Model(_core.Model):
           the paper (section 4.1).
         * ``prompt``: other words around the text, with ``{text}`` and ``{question}`` in them.
         * ``kv_dtype``: as in :meth:`session`.
+        * ``store``: a file in which the document is kept (docs/format.md): it grows there, and not
+          in memory, and what was read stays after Ctrl-C, a crash or a kill.
+        * ``ram_limit``: with ``store``: bytes of the file's keys and values that stay in memory,
+          such as ``"1GB"``; None: as many as the system likes.
+        * ``resume``: go on with a file that holds the beginning of the same text, read with the
+          same settings, to the same bits; if it holds all of it, nothing is read. False: a file
+          that exists is an error. No other file is ever overwritten.
 
         The result does not depend on how the text is cut into parts. Raises InvalidType or
-        InvalidValue, also for a text without any words; MissingKey without a tokenizer.
+        InvalidValue, also for a text without any words, and for a file of another text, model or
+        settings; MissingKey without a tokenizer; FileProblem for a file that is damaged or cannot
+        be written, and for a disk without room; Busy if somebody else uses the file.
         """
         from quickllama.documents.document import read_document
 
@@ -303,6 +315,9 @@ class Model(_core.Model):
             question=question,
             prompt=prompt,
             kv_dtype=kv_dtype,
+            store=store,
+            ram_limit=ram_limit,
+            resume=resume,
         )
 
     def skim(
@@ -314,6 +329,9 @@ class Model(_core.Model):
         title: str | None = None,
         prompt: str | None = None,
         kv_dtype: str | None = None,
+        store: str | os.PathLike[str] | None = None,
+        ram_limit: int | str | None = None,
+        resume: bool = True,
     ) -> Document:
         """Read a text only as far as finding passages in it needs: in a fraction of the time and
         memory of :meth:`read`.
@@ -324,7 +342,8 @@ class Model(_core.Model):
         other use of them, and no retrieval by the paper.
 
         * ``memory``: None: :meth:`MemoryConfig.skim`; mode stream or infinite.
-        * ``source``, ``progress``, ``title``, ``prompt``, ``kv_dtype``: as in :meth:`read`.
+        * ``source``, ``progress``, ``title``, ``prompt``, ``kv_dtype``, ``store``, ``ram_limit``,
+          ``resume``: as in :meth:`read`.
 
         Raises InvalidValue if no heads are known to skim with (:meth:`calibrate` finds them), and
         what :meth:`read` raises.
@@ -339,7 +358,36 @@ class Model(_core.Model):
             title=title,
             prompt=prompt,
             kv_dtype=kv_dtype,
+            store=store,
+            ram_limit=ram_limit,
+            resume=resume,
         )
+
+    def load_document(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        ram_limit: int | str | None = None,
+        verify: bool = True,
+    ) -> Document:
+        """A document from the file that :meth:`Document.save` or ``read(store=...)`` wrote. Nothing
+        is read anew, answers have the same bits, and keys and values stay in the file.
+
+        * ``ram_limit``: bytes of them that stay in memory, such as ``"1GB"``; None: as many as the
+          system likes.
+        * ``verify``: check every byte of the file first, which takes about as long as reading it
+          from the disk. False: only its state.
+
+        What is appended later lies in memory, until it is saved anew. Raises FileProblem for a
+        file that is missing, damaged or no document; InvalidValue for another model, other weights
+        or dtype, another tokenizer, and a document that was not read to its end; Busy if somebody
+        is reading into it; InvalidType.
+        """
+        from quickllama.documents.document_file import checked_path, load_document
+
+        budget = None if ram_limit is None else checks.byte_size("ram_limit", ram_limit)
+        where = checked_path(path)
+        return load_document(self, where, budget=budget, verify=checks.flag("verify", verify))
 
     def calibrate(
         self,

@@ -7,10 +7,12 @@ answer.text, answer.evidence
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -22,8 +24,10 @@ from quickllama.config import GenerationOptions, MemoryConfig
 from quickllama.documents.answer import Answer
 from quickllama.documents.asking import Asking, Snapshot, answer_question
 from quickllama.documents.growing_text import GrowingText
+from quickllama.documents.keeping import Keeper, Reading
 from quickllama.documents.relevance import relevance_of
-from quickllama.errors import InvalidType, InvalidValue, MissingPackage
+from quickllama.documents.source import Source, parts_of
+from quickllama.errors import FileProblem, InvalidType, InvalidValue, MissingPackage
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, checked_question
@@ -35,9 +39,6 @@ if TYPE_CHECKING:
     from quickllama.model import Model
 
 __all__ = ["Document", "Source", "read_document", "skim_document"]
-
-Source = str | Iterable[str] | Iterable[int] | NDArray[np.integer]
-"""A text, parts of a text, or token ids."""
 
 _SLAB = 1 << 16  # characters given to the tokenizer at a time
 
@@ -81,6 +82,9 @@ class Document:
         heads = None if skim is None else skim.heads
         self._session = model.session(memory, kv_dtype=kv_dtype, skim_heads=heads)
         self._snapshot: Snapshot | None = None
+        self._complete = True  # nothing that was to be read is missing
+        self._keeper: Keeper | None = None
+        self._notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -114,17 +118,25 @@ class Document:
         """Read on: the same as if the text had been read with ``more`` behind it.
 
         ``more`` and ``progress``: as in :meth:`quickllama.Model.read`. After Ctrl-C or an error,
-        the document holds what had arrived, and goes on with the next call. Raises InvalidType or
-        InvalidValue.
+        the document holds what had arrived, and goes on with the next call. A document that was
+        read with ``store`` grows in its file; one that was loaded grows in memory, and is saved
+        anew with :meth:`save`. Raises InvalidType or InvalidValue, and FileProblem if the file
+        cannot be written.
         """
-        with self._lock, showing(progress, "reading", held=lambda: self.nbytes) as show:
+        with (
+            self._lock,
+            self._kept(),
+            showing(progress, "reading", held=lambda: self.nbytes) as show,
+        ):
             self._snapshot = None
+            self._complete = False
             for _ in self._arrivals(more):
                 self._feed_full_chunks(show)
             self._feed_full_chunks(show)
             if show is not None:
                 known = len(self._prefix) + len(self._text)
                 show(known, known)
+            self._complete = True
 
     def ask(
         self,
@@ -175,7 +187,69 @@ class Document:
             stream=stream,
             options=dict(options),
         )
-        return answer_question(self.model, self.snapshot(), asking)
+        answer = answer_question(self.model, self.snapshot(), asking)
+        return dataclasses.replace(answer, notes=(*answer.notes, *self._notes))
+
+    # In a file ------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the document to a file, whole or not at all, for
+        :meth:`quickllama.Model.load_document`.
+
+        It replaces a document of that name. Asking can go on meanwhile. Raises FileProblem if the
+        file cannot be written, is no document, or the disk has no room; Busy if another document is
+        being read into it; InvalidValue if reading was interrupted.
+        """
+        from quickllama.documents.document_file import checked_path, save_document
+
+        where = checked_path(path)
+        with self._lock:
+            if self._keeper is not None and self._keeper.holds(where):
+                self._keeper.finish(self.reading())
+            else:
+                save_document(self.reading(), where)
+
+    def reading(self) -> Reading:
+        """What it consists of, for those who write it to a file."""
+        return Reading(
+            model=self.model,
+            session=self._session,
+            text=self._text,
+            prefix=self._prefix,
+            memory=self.memory,
+            form=self._form,
+            title=self.title,
+            question=self.question,
+            span=self._span,
+            skim=self._skim,
+            complete=self._complete,
+        )
+
+    def goes_on(self, text: GrowingText, span: tuple[int, int] | None) -> None:
+        """Its session stands where another one stood; so do its text and its question."""
+        self._text = text
+        self._span = None if span is None else (span[0], span[1])
+
+    def keep(self, keeper: Keeper) -> None:
+        """From now on, what is read goes to a file."""
+        self._keeper = keeper
+
+    def add_note(self, note: str) -> None:
+        """A note for every answer."""
+        self._notes = (*self._notes, note)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """What is read within stands in the file at the end, also after Ctrl-C and errors."""
+        try:
+            yield
+        except BaseException:
+            if self._keeper is not None:
+                with suppress(FileProblem, MemoryError):  # of which the first problem tells
+                    self._keeper.commit(self.reading())
+            raise
+        if self._keeper is not None:
+            self._keeper.finish(self.reading())
 
     # Views ----------------------------------------------------------------------------------------
 
@@ -251,7 +325,7 @@ class Document:
 
     def _arrivals(self, source: Source) -> Iterator[None]:
         """Take ``source`` in, part after part."""
-        for part in _parts(source):
+        for part in parts_of(source):
             if not isinstance(part, str):
                 ids, _ = token_ids(part, self.model.vocab_size, "the token ids to read")
                 self._text.add_ids(ids)
@@ -277,30 +351,10 @@ class Document:
             self._session.read(pending[start:end], query_span=self._span)
             self._span = None
             start = end
+            if self._keeper is not None:
+                self._keeper.after_chunk(self.reading())
             if show is not None:
                 show(len(self._session), total)
-
-
-def _parts(source: object) -> Iterator[str | object]:
-    """Texts one after the other, or all token ids at once."""
-    if isinstance(source, str | np.ndarray):
-        yield source
-        return
-    if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, Iterable):
-        raise InvalidType(
-            "a document is a str, an iterable of str, or token ids, not "
-            f"{type(source).__name__}; decode bytes first"
-        )
-    items = iter(source)
-    for first in items:
-        if not isinstance(first, str):
-            yield list(chain([first], items))
-            return
-        yield first
-        for item in items:
-            if not isinstance(item, str):
-                raise InvalidType(f"a part of a text is a str, not {type(item).__name__}")
-            yield item
 
 
 def read_document(
@@ -313,6 +367,9 @@ def read_document(
     question: str | None,
     prompt: str | None,
     kv_dtype: str | None,
+    store: str | os.PathLike[str] | None = None,
+    ram_limit: int | str | None = None,
+    resume: bool = True,
 ) -> Document:
     """What :meth:`quickllama.Model.read` does."""
     if question is not None:
@@ -328,7 +385,7 @@ def read_document(
     if memory is None:
         memory = MemoryConfig(mode="infllm", topk=0) if question is None else MemoryConfig()
     document = _empty_document(model, memory, form, title, question, kv_dtype)
-    return _filled(document, source, progress)
+    return _filled(document, source, progress, store, ram_limit, resume)
 
 
 def skim_document(
@@ -341,6 +398,9 @@ def skim_document(
     prompt: str | None,
     kv_dtype: str | None,
     heads: SkimHeads | None = None,
+    store: str | os.PathLike[str] | None = None,
+    ram_limit: int | str | None = None,
+    resume: bool = True,
 ) -> Document:
     """What :meth:`quickllama.Model.skim` does; ``heads``: other ones than the model's."""
     if heads is None:
@@ -359,7 +419,7 @@ def skim_document(
         )
     memory = MemoryConfig.skim() if memory is None else memory
     document = _empty_document(model, memory, form, title, None, kv_dtype, heads)
-    return _filled(document, source, progress)
+    return _filled(document, source, progress, store, ram_limit, resume)
 
 
 def _empty_document(
@@ -377,8 +437,28 @@ def _empty_document(
     return Document(model, memory, form, title, question, kv_dtype, skim)
 
 
-def _filled(document: Document, source: Source, progress: bool | Progress | None) -> Document:
-    document.append(source, progress)
+def _filled(
+    document: Document,
+    source: Source,
+    progress: bool | Progress | None,
+    store: str | os.PathLike[str] | None,
+    ram_limit: int | str | None,
+    resume: bool,
+) -> Document:
+    budget = None if ram_limit is None else checks.byte_size("ram_limit", ram_limit)
+    checks.flag("resume", resume)
+    if isinstance(source, str) and not source.strip():
+        raise InvalidValue("the text is empty; there is nothing to read")
+    if store is not None:
+        from quickllama.documents.document_file import read_into_file
+
+        read_into_file(document, source, store, budget=budget, resume=resume, progress=progress)
+    elif budget is not None:
+        raise InvalidValue(
+            "ram_limit needs a file in which the rest of the document can lie: give store="
+        )
+    else:
+        document.append(source, progress)
     if not document.text.strip():
         raise InvalidValue("the text is empty; there is nothing to read")
     return document

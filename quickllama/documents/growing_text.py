@@ -44,6 +44,11 @@ class GrowingText:
         return len(self._ids)
 
     @property
+    def is_ids(self) -> bool:
+        """Whether all of it came as token ids."""
+        return self._stream is not None and not self._stream_from
+
+    @property
     def text(self) -> str:
         """All of the text, the part without certain tokens included."""
         if len(self._parts) > 1:

@@ -181,7 +181,7 @@ class RetrievalHeads:
                 _heads(value["heads"]),
                 str(value["source"]),
                 _rule(value["found"]),
-                None if skim is None else SkimHeads(_heads(skim["heads"]), _rule(skim["found"])),
+                None if skim is None else skim_heads_of(skim),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
             raise FileProblem(f"{name} holds no retrieval heads ({problem!r})") from None
@@ -198,6 +198,11 @@ class RetrievalHeads:
 
 def _heads(value: Any) -> tuple[tuple[int, int], ...]:
     return tuple((int(layer), int(head)) for layer, head in value)
+
+
+def skim_heads_of(value: Mapping[str, Any]) -> SkimHeads:
+    """From a dict. Raises KeyError, TypeError or ValueError."""
+    return SkimHeads(_heads(value["heads"]), _rule(value["found"]))
 
 
 def _rule(value: Mapping[str, Any] | None) -> FoundRule | None:

@@ -1,0 +1,174 @@
+"""Reading into a file, saving and loading: what Model.read(store=), Document.save and
+Model.load_document do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quickllama import _core
+from quickllama.config import MemoryConfig
+from quickllama.documents.document import Document
+from quickllama.documents.identity import check_same_settings
+from quickllama.documents.keeping import PARTS, Keeper, Reading, Saved, settings_of
+from quickllama.documents.source import Source, expected_tokens, unread
+from quickllama.documents.volume_file import VolumeFile, is_document
+from quickllama.errors import FileProblem, InvalidType, InvalidValue
+from quickllama.generation import Progress
+from quickllama.prompt import PromptForm
+
+if TYPE_CHECKING:
+    from quickllama.model import Model
+
+__all__ = ["checked_path", "load_document", "read_into_file", "save_document"]
+
+_TEXT_BYTES = 60  # of a token's text, id and place, in both states of a file with room to grow
+_STATES = 3  # sizes of what is in memory, which both states hold
+
+
+def checked_path(value: object) -> Path:
+    """A path from outside, absolute and without links. Raises InvalidType or InvalidValue."""
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidType(f"the file of a document is a path, not {type(value).__name__}")
+    try:
+        path = Path(os.path.realpath(os.fspath(value)))
+    except (TypeError, ValueError) as problem:
+        raise InvalidValue(f"{value!r} is no path: {problem}") from None
+    if path.is_dir():
+        raise FileProblem(f"{path} is a folder; give the name of a file")
+    return path
+
+
+def read_into_file(
+    document: Document,
+    source: Source,
+    store: object,
+    *,
+    budget: int | None,
+    resume: bool,
+    progress: bool | Progress | None,
+) -> None:
+    """Read ``source`` into the empty ``document``, which from then on is kept in a file."""
+    path = checked_path(store)
+    if os.path.lexists(path):
+        if not resume:
+            raise FileProblem(
+                f"{path} exists; resume=True goes on with it, or give another name or delete it"
+            )
+        file = VolumeFile.open(path, write=True)
+        rest = _resumed(document, source, file, budget)
+        document.append(rest, progress)
+        return
+    _check_disk(document.reading(), expected_tokens(source, document.model.tokenizer), path)
+    file = VolumeFile.create(path)
+    volume = _core.Volume(file.fileno(), budget)
+    keeper = Keeper(file, volume)
+    try:
+        keeper.commit(document.reading())
+        file.publish(replace=False)
+    except BaseException:
+        file.abandon()
+        raise
+    document.keep(keeper)
+    document.append(source, progress)
+
+
+def _resumed(document: Document, source: Source, file: VolumeFile, budget: int | None) -> Source:
+    """Bring the document where its file is; returns what is left to read."""
+    saved = Saved.of(file)
+    name = str(file.path)
+    saved.identity.check(document.model, name)
+    asked = settings_of(document.reading())
+    check_same_settings({key: saved[key] for key in asked}, asked, name)
+    text = saved.text(document.model)
+    rest = list(unread(source, text, name))
+    _restore(document, saved, file, _core.Volume(file.fileno(), budget), verify=True, keeps=True)
+    return rest[0] if len(rest) == 1 else rest
+
+
+def _restore(
+    document: Document,
+    saved: Saved,
+    file: VolumeFile,
+    volume: _core.Volume,
+    *,
+    verify: bool,
+    keeps: bool,
+) -> None:
+    slabs = saved.slabs()
+    if verify:
+        file.check(extent for part in PARTS for extent in slabs[part])
+    reading = document.reading()
+    saved.restore(reading.session, reading.prefix, volume)
+    document.goes_on(saved.text(document.model), saved["span"])
+    if keeps:
+        keeper = Keeper(file, volume)
+        keeper.known(slabs)
+        document.keep(keeper)
+    note = saved.identity.note(document.model)
+    if note is not None:
+        document.add_note(note)
+
+
+def _check_disk(reading: Reading, tokens: int | None, path: Path) -> None:
+    """Raises FileProblem if there is not room enough on the disk."""
+    if tokens is None:
+        return
+    parts = [reading.session.slabs(part) for part in PARTS]
+    each = sum(part[0] / part[1] for part in parts if part[1])
+    need = int(tokens * (each + _TEXT_BYTES)) + _STATES * (reading.session.nbytes + (1 << 20))
+    try:
+        status = os.statvfs(path.parent)
+    except OSError as problem:
+        raise FileProblem(f"{path.parent} cannot be used: {problem.strerror}") from None
+    free = status.f_bavail * status.f_frsize
+    if need > free:
+        raise FileProblem(
+            f"about {tokens:,} tokens need {need / 1e9:,.2f} GB on the disk of {path.parent} "
+            f"({each / 1e3:,.1f} KB a token), and {free / 1e9:,.2f} GB are free: make room, choose "
+            "another disk, or skim the text"
+        )
+
+
+def save_document(reading: Reading, path: Path) -> None:
+    """Write a document to a file of its own, whole or not at all."""
+    if not reading.complete:
+        raise InvalidValue(
+            "reading this document was interrupted; append('') reads the rest, then it can be saved"
+        )
+    if os.path.lexists(path):
+        if not is_document(path):
+            raise FileProblem(f"{path} exists and is no document; choose another name")
+        VolumeFile.open(path, write=False)  # nobody may be writing it
+    _check_disk(reading, len(reading.text), path)
+    file = VolumeFile.create(path)
+    try:
+        Keeper(file, None).commit(reading)
+        file.publish(replace=True)
+    except BaseException:
+        file.abandon()
+        raise
+
+
+def load_document(model: Model, path: Path, *, budget: int | None, verify: bool) -> Document:
+    """What :meth:`quickllama.Model.load_document` does."""
+    file = VolumeFile.open(path, write=False)
+    saved = Saved.of(file)
+    saved.identity.check(model, str(path))
+    if not saved["complete"]:
+        raise InvalidValue(
+            f"{path} holds a document that was not read to its end; model.read(text, store=...) "
+            "with the same text and settings goes on (quickllama read FILE --save ...)"
+        )
+    try:
+        memory = MemoryConfig(**saved["memory"])
+        form = PromptForm(*saved["prompt"])
+        document = Document(
+            model, memory, form, saved["title"], saved["question"], saved["kv_dtype"], saved.skim
+        )
+    except TypeError as problem:
+        raise FileProblem(f"{path} holds settings that make no sense ({problem})") from None
+    volume = _core.Volume(file.fileno(), budget)
+    _restore(document, saved, file, volume, verify=verify, keeps=False)
+    return document

@@ -1,0 +1,295 @@
+"""Documents in files: the same bits after saving, loading, interruptions and under a small limit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_document import MEMORY, PAPER, QUESTION, assert_same_bits, same, state
+from test_skim import EVERY_HEAD
+from test_skim import MEMORY as SKIM_MEMORY
+from test_skim import assert_same_numbers
+from tiny_folder import write_folder
+
+import quickllama as ql
+from quickllama.documents import keeping
+from quickllama.documents.head_store import RetrievalHeads, SkimHeads
+from quickllama.documents.volume_file import VolumeFile, is_document
+from quickllama.prompt import PASSAGES_PROMPT, text_tokens
+
+TEXT = "Zwölf Boxkämpfer jagen Viktor 😀 quer über den großen Sylter Deich. Ende <|end|> nie. " * 60
+LIMIT = 20_000  # bytes; a page of the tiny model has 4,096
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_folder(path)
+    return path
+
+
+def loaded_model(folder: Path, **options: Any) -> ql.Model:
+    model = ql.Model.from_pretrained(folder, **{"dtype": "float32", "n_threads": 1, **options})
+    heads = RetrievalHeads(
+        model.fingerprint, ((1, 3), (0, 1)), "made up", None, SkimHeads(EVERY_HEAD)
+    )
+    model.retrieval_heads = heads
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ql.Model:
+    return loaded_model(folder)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "book.qlm"
+
+
+def read(model: ql.Model, text: Any = TEXT, **options: Any) -> ql.Document:
+    return model.read(text, **{"memory": MEMORY, "title": "Sylt", **options})
+
+
+def answers(document: ql.Document) -> list[ql.Answer]:
+    uses = ("reread",) if document.skimmed else ("reread", "reposition", "memory")
+    return [document.ask(QUESTION, use=use, passages=2, max_new_tokens=6) for use in uses]
+
+
+# The same bits ------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded(model: ql.Model, path: Path) -> None:
+    document = read(model)
+    expected = answers(document)
+    document.save(path)
+    assert is_document(path) and not list(path.parent.glob(".*"))
+    for limit in (None, LIMIT, "1 KB", "1GB"):
+        again = model.load_document(path, ram_limit=limit, verify=limit != "1GB")
+        assert len(again) == len(document) and (again.title, again.question) == ("Sylt", None)
+        assert again.text == document.text and again.memory.n_local == MEMORY.n_local
+        assert_same_bits(again, document)
+        assert all(map(same, answers(again), expected))
+    assert (
+        again.ask(QUESTION, max_new_tokens=2).notes
+        == document.ask(QUESTION, max_new_tokens=2).notes
+    )
+
+
+def test_kept_while_it_is_read(model: ql.Model, path: Path) -> None:
+    document = read(model)
+    kept = read(model, store=path, ram_limit=LIMIT)
+    assert_same_bits(kept, document)
+    assert kept.nbytes < document.nbytes / 2
+    assert all(map(same, answers(kept), answers(document)))
+    del kept
+    loaded = model.load_document(path, ram_limit=LIMIT)
+    assert_same_bits(loaded, document)
+    assert loaded.nbytes < document.nbytes / 2
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["full", "stream", "infinite", "infllm", "qllm"])
+def test_every_mode(model: ql.Model, path: Path, mode: str, kv_dtype: str) -> None:
+    memory = dataclasses.replace(PAPER, mode=mode)
+    options = {"memory": memory, "kv_dtype": kv_dtype}
+    document = read(model, **options)
+    expected = document.ask(QUESTION, retrieval=None, max_new_tokens=5)
+    document.save(path)
+    kept = read(model, **options, store=path.with_name("kept"), ram_limit=LIMIT)
+    for other in (model.load_document(path, ram_limit=LIMIT), kept):
+        assert same(other.ask(QUESTION, max_new_tokens=5), expected)
+        forks = [d.snapshot().fork_whole() for d in (other, document)]
+        np.testing.assert_array_equal(*(fork.feed([1, 2, 3]) for fork in forks))
+
+
+def test_read_for_a_question(model: ql.Model, path: Path) -> None:
+    options = {"question": QUESTION, "memory": PAPER}
+    document = read(model, **options)
+    kept = read(model, **options, store=path)
+    loaded = [kept]
+    document.save(path.with_name("saved"))
+    loaded.append(model.load_document(path.with_name("saved")))
+    for other in loaded:
+        assert other.question == QUESTION
+        assert same(other.ask(max_new_tokens=8), document.ask(max_new_tokens=8))
+    short = read(model, "Kurz.", **options)  # its question is still to be read
+    short.save(path.with_name("short"))
+    again = model.load_document(path.with_name("short"))
+    assert same(again.ask(max_new_tokens=4), short.ask(max_new_tokens=4))
+
+
+def test_skimmed(model: ql.Model, path: Path) -> None:
+    document = model.skim(TEXT, memory=SKIM_MEMORY)
+    kept = model.skim(TEXT, memory=SKIM_MEMORY, store=path, ram_limit=LIMIT)
+    assert kept.nbytes < document.nbytes
+    document.save(path.with_name("saved"))
+    loaded = model.load_document(path.with_name("saved"), ram_limit=LIMIT)
+    for other in (kept, loaded):
+        assert other.skimmed
+        assert_same_numbers(other, document)
+        assert all(map(same, answers(other), answers(document)))
+
+
+def test_token_ids(model: ql.Model, path: Path) -> None:
+    ids = text_tokens(model.tokenizer, TEXT)[0]
+    for count in (len(ids) - 1, 57, 58, 59):  # also within a character
+        document = read(model, ids[:count])
+        document.save(path)
+        again = model.load_document(path)
+        for one in (document, again):
+            one.append(ids[count:])
+            one.append("und mehr")
+        assert_same_bits(again, document)
+
+
+# Going on -----------------------------------------------------------------------------------------
+
+
+def stop_after(tokens: int) -> Any:
+    def stop(done: int, total: int) -> None:
+        if done >= tokens:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": PAPER}, {"question": QUESTION}])
+def test_an_interrupted_reading_goes_on(model: ql.Model, path: Path, options: Any) -> None:
+    options = {"memory": PAPER if "question" in options else MEMORY, **options}
+    whole = read(model, **options)
+    for tokens in (1, 500, 900, 2000):
+        with pytest.raises(KeyboardInterrupt):
+            read(model, **options, store=path, progress=stop_after(tokens))
+        with pytest.raises(ql.InvalidValue, match="not read to its end"):
+            model.load_document(path)
+    seen: list[int] = []
+    document = read(model, **options, store=path, progress=lambda done, _: seen.append(done))
+    assert 2000 < seen[0] and seen[-1] > len(whole) - MEMORY.exc_block_size
+    if "question" in options:
+        assert same(document.ask(max_new_tokens=6), whole.ask(max_new_tokens=6))
+    else:
+        assert_same_bits(document, whole)
+    del document
+    seen.clear()
+    again = read(model, **options, store=path, progress=lambda done, _: seen.append(done))
+    assert len(seen) == 1 and len(again) == len(whole)
+
+
+def test_a_longer_text_goes_on_too(model: ql.Model, path: Path) -> None:
+    whole = read(model)
+    cuts = (0, 300, 301, 2000, len(TEXT))
+    for end in cuts[1:]:
+        read(model, TEXT[:end], store=path)
+    assert_same_bits(model.load_document(path), whole)
+    parts = [TEXT[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    assert_same_bits(read(model, iter(parts), store=path), whole)
+    grown = read(model, parts, store=path)
+    grown.append("Und mehr.")
+    whole.append("Und mehr.")
+    del grown
+    assert_same_bits(model.load_document(path), whole)
+    with pytest.raises(ql.InvalidValue, match="goes on behind"):
+        read(model, store=path)
+
+
+def test_ids_go_on(model: ql.Model, path: Path) -> None:
+    ids = text_tokens(model.tokenizer, TEXT)[0]
+    read(model, ids[:1000], store=path)
+    assert_same_bits(read(model, ids.tolist(), store=path), read(model, ids))
+    with pytest.raises(ql.InvalidValue, match="token ids"):
+        read(model, store=path)
+    with pytest.raises(ql.InvalidValue, match="another text"):
+        read(model, ids[::-1].copy(), store=path)
+
+
+def test_what_is_appended_to_a_loaded_document_is_saved_anew(model: ql.Model, path: Path) -> None:
+    half, whole = len(TEXT) // 2, read(model)
+    read(model, TEXT[:half]).save(path)
+    loaded = model.load_document(path, ram_limit=LIMIT)
+    before = path.read_bytes()
+    loaded.append(TEXT[half:])
+    assert path.read_bytes() == before
+    assert_same_bits(loaded, whole)
+    loaded.save(path)  # over the file that it is read from
+    assert_same_bits(loaded, whole)
+    assert_same_bits(model.load_document(path), whole)
+    loaded.append("Noch mehr.")
+
+
+def test_saving_a_kept_document(model: ql.Model, path: Path) -> None:
+    kept = read(model, store=path)
+    kept.save(path)
+    kept.save(path.with_name("copy"))
+    del kept
+    assert_same_bits(model.load_document(path), model.load_document(path.with_name("copy")))
+
+
+def test_commits_come_now_and_then_and_do_not_grow_the_file(
+    model: ql.Model, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(model, store=path)
+    usual = path.stat().st_size
+    monkeypatch.setattr(keeping, "_INTERVAL", 0.0)
+    monkeypatch.setattr(keeping, "_SHARE", 0.0)
+    commits: list[int] = []
+    commit = VolumeFile.commit
+    monkeypatch.setattr(
+        VolumeFile, "commit", lambda self, *given: commits.append(1) or commit(self, *given)
+    )
+    other = path.with_name("other")
+    document = read(model, store=other)
+    assert len(commits) > len(document) // MEMORY.exc_block_size
+    assert other.stat().st_size < 1.2 * usual
+    assert_same_bits(document, read(model))
+
+
+def test_threads_ask_a_loaded_document(model: ql.Model, path: Path) -> None:
+    document = read(model)
+    document.save(path)
+    loaded = model.load_document(path, ram_limit="5KB")
+    questions = ["Wer?", "Wo 12?", "Warum denn nicht, du?", "x"]
+    serial = {question: document.ask(question, max_new_tokens=8) for question in questions}
+    found: dict[str, ql.Answer] = {}
+
+    def work(question: str) -> None:
+        found[question] = loaded.ask(question, max_new_tokens=8)
+
+    threads = [threading.Thread(target=work, args=(question,)) for question in questions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(found[q], serial[q]) for q in questions)
+
+
+def test_another_cpu_is_noted(folder: Path, model: ql.Model, path: Path) -> None:
+    read(model).save(path)
+    other = loaded_model(folder)
+    other.cpu = "an abacus"
+    notes = other.load_document(path).ask(QUESTION, max_new_tokens=2).notes
+    assert any("abacus" in note for note in notes)
+
+
+def test_a_file_that_was_renamed_or_linked_to(model: ql.Model, path: Path) -> None:
+    document = read(model)
+    document.save(path)
+    link = path.with_name("link")
+    link.symlink_to(path)
+    longer = read(model, TEXT + TEXT)
+    longer.save(link)
+    assert link.is_symlink() and len(model.load_document(path)) == len(longer)
+    os.rename(path, path.with_name("moved"))
+    assert len(model.load_document(path.with_name("moved"))) == len(longer)
+
+
+def test_settings_stay(model: ql.Model, path: Path) -> None:
+    read(model, prompt="A {text} B {question} C", kv_dtype="float32").save(path)
+    loaded = model.load_document(path)
+    assert loaded._form.after == " B {question} C" and loaded._session.kv_dtype == "float32"
+    assert PASSAGES_PROMPT and state(loaded)[0] == TEXT
