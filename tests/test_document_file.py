@@ -1,8 +1,9 @@
-"""Documents in files: the same bits after saving, loading, interruptions and under a small limit."""
+"""Documents in files: the same bits once saved, loaded, interrupted, and under a small limit."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from test_document import MEMORY, PAPER, QUESTION, assert_same_bits, same, state
-from test_skim import EVERY_HEAD
+from test_skim import EVERY_HEAD, assert_same_numbers
 from test_skim import MEMORY as SKIM_MEMORY
-from test_skim import assert_same_numbers
 from tiny_folder import write_folder
 
 import quickllama as ql
@@ -170,7 +170,7 @@ def test_an_interrupted_reading_goes_on(model: ql.Model, path: Path, options: An
             model.load_document(path)
     seen: list[int] = []
     document = read(model, **options, store=path, progress=lambda done, _: seen.append(done))
-    assert 2000 < seen[0] and seen[-1] > len(whole) - MEMORY.exc_block_size
+    assert seen[0] > 2000 and seen[-1] > len(whole) - MEMORY.exc_block_size
     if "question" in options:
         assert same(document.ask(max_new_tokens=6), whole.ask(max_new_tokens=6))
     else:
@@ -187,7 +187,7 @@ def test_a_longer_text_goes_on_too(model: ql.Model, path: Path) -> None:
     for end in cuts[1:]:
         read(model, TEXT[:end], store=path)
     assert_same_bits(model.load_document(path), whole)
-    parts = [TEXT[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [TEXT[a:b] for a, b in itertools.pairwise(cuts)]
     assert_same_bits(read(model, iter(parts), store=path), whole)
     grown = read(model, parts, store=path)
     grown.append("Und mehr.")

@@ -82,7 +82,7 @@ class Document:
         heads = None if skim is None else skim.heads
         self._session = model.session(memory, kv_dtype=kv_dtype, skim_heads=heads)
         self._snapshot: Snapshot | None = None
-        self._complete = True  # nothing that was to be read is missing
+        self._complete = False  # nothing that was to be read is missing
         self._keeper: Keeper | None = None
         self._notes: tuple[str, ...] = ()
 
@@ -226,8 +226,10 @@ class Document:
         )
 
     def goes_on(self, text: GrowingText, span: tuple[int, int] | None) -> None:
-        """Its session stands where another one stood; so do its text and its question."""
+        """Its session stands where another one stood; so do its text and its question. Nothing is
+        missing, or the rest will be appended."""
         self._text = text
+        self._complete = True
         self._span = None if span is None else (span[0], span[1])
 
     def keep(self, keeper: Keeper) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quickllama import _core
-from quickllama.config import MemoryConfig
 from quickllama.documents.document import Document
 from quickllama.documents.identity import check_same_settings
 from quickllama.documents.keeping import PARTS, Keeper, Reading, Saved, settings_of
@@ -16,7 +15,6 @@ from quickllama.documents.source import Source, expected_tokens, unread
 from quickllama.documents.volume_file import VolumeFile, is_document
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
 from quickllama.generation import Progress
-from quickllama.prompt import PromptForm
 
 if TYPE_CHECKING:
     from quickllama.model import Model
@@ -101,7 +99,7 @@ def _restore(
         file.check(extent for part in PARTS for extent in slabs[part])
     reading = document.reading()
     saved.restore(reading.session, reading.prefix, volume)
-    document.goes_on(saved.text(document.model), saved["span"])
+    document.goes_on(saved.text(document.model), saved.span)
     if keeps:
         keeper = Keeper(file, volume)
         keeper.known(slabs)
@@ -120,6 +118,8 @@ def _check_disk(reading: Reading, tokens: int | None, path: Path) -> None:
     need = int(tokens * (each + _TEXT_BYTES)) + _STATES * (reading.session.nbytes + (1 << 20))
     try:
         status = os.statvfs(path.parent)
+    except FileNotFoundError:
+        raise FileProblem(f"there is no folder {path.parent}") from None
     except OSError as problem:
         raise FileProblem(f"{path.parent} cannot be used: {problem.strerror}") from None
     free = status.f_bavail * status.f_frsize
@@ -161,13 +161,10 @@ def load_document(model: Model, path: Path, *, budget: int | None, verify: bool)
             f"{path} holds a document that was not read to its end; model.read(text, store=...) "
             "with the same text and settings goes on (quickllama read FILE --save ...)"
         )
+    parts = (saved.memory, saved.prompt, saved.title, saved.question)
     try:
-        memory = MemoryConfig(**saved["memory"])
-        form = PromptForm(*saved["prompt"])
-        document = Document(
-            model, memory, form, saved["title"], saved["question"], saved["kv_dtype"], saved.skim
-        )
-    except TypeError as problem:
+        document = Document(model, *parts, saved["kv_dtype"], saved.skim)
+    except (TypeError, ValueError) as problem:
         raise FileProblem(f"{path} holds settings that make no sense ({problem})") from None
     volume = _core.Volume(file.fileno(), budget)
     _restore(document, saved, file, volume, verify=verify, keeps=False)

@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 
 import quickllama
 from quickllama import _core
+from quickllama.checks import token_span
+from quickllama.config import MemoryConfig
 from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.head_store import SkimHeads, skim_heads_of
 from quickllama.documents.identity import ModelIdentity
 from quickllama.documents.state_record import StateRecord
 from quickllama.documents.volume_file import Extent, VolumeFile
-from quickllama.errors import Error, FileProblem, InvalidValue
+from quickllama.errors import FileProblem, InvalidValue
+from quickllama.prompt import PromptForm
 
 if TYPE_CHECKING:
-    from quickllama.config import MemoryConfig
     from quickllama.model import Model
-    from quickllama.prompt import PromptForm
 
 __all__ = ["Keeper", "Reading", "Saved", "settings_of"]
 
@@ -191,7 +192,7 @@ class Saved:
         try:
             yield self.record.table
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
-            if isinstance(problem, Error):
+            if isinstance(problem, FileProblem):
                 raise
             raise FileProblem(
                 f"{self.name} holds a state that makes no sense ({problem!r}); read the text anew"
@@ -201,6 +202,43 @@ class Saved:
         """A value of the table."""
         with self._sense() as table:
             return table[key]
+
+    @property
+    def title(self) -> str | None:
+        """What names the document."""
+        return self._text_or_none("title")
+
+    @property
+    def question(self) -> str | None:
+        """The question that it was read for."""
+        return self._text_or_none("question")
+
+    def _text_or_none(self, key: str) -> str | None:
+        with self._sense() as table:
+            value = table[key]
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{key} is no text")
+            return value
+
+    @property
+    def prompt(self) -> PromptForm:
+        """The words around the text."""
+        with self._sense() as table:
+            before, after = table["prompt"]
+            return PromptForm.of(f"{before}{{text}}{after}")
+
+    @property
+    def memory(self) -> MemoryConfig:
+        """How what has left the window is remembered."""
+        with self._sense() as table:
+            return MemoryConfig(**table["memory"])
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The question's tokens, as long as they were not read."""
+        with self._sense() as table:
+            span = table["span"]
+            return None if span is None else token_span("span", span)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -241,12 +279,13 @@ class Saved:
     ) -> None:
         """Make the empty ``session`` stand where the saved one stood. Raises InvalidValue if the
         tokens before the text are other ones."""
+        with self._sense():
+            same = np.array_equal(self.record.array("prefix", np.int32), prefix)
+        if not same:
+            raise InvalidValue(
+                f"{self.name} begins with other tokens than this model's prompt; read the text anew"
+            )
         with self._sense() as table:
-            if not np.array_equal(self.record.array("prefix", np.int32), prefix):
-                raise InvalidValue(
-                    f"{self.name} begins with other tokens than this model's prompt; read the text "
-                    "anew"
-                )
             counters = tuple(int(table["counters"][name]) for name in COUNTERS)
             if counters[0] == 0:
                 return

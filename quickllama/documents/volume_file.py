@@ -175,7 +175,16 @@ class VolumeFile:
                 f"{path} is shortened: it should have {newest.end:,} bytes and has {size:,}"
             )
         file._end = newest.end
+        if write and os.fstat(file._fd).st_nlink > 1:
+            file._take_first_name_away()
         return file
+
+    def _take_first_name_away(self) -> None:
+        """Its writer ended between giving it its name and taking away the one it was made under."""
+        part = self.path.with_name(f".{self.path.name}.part")
+        with suppress(OSError):
+            if os.path.samefile(part, self.path):
+                os.unlink(part)
 
     def _check_head(self) -> None:
         head = os.pread(self._fd, PAGE, 0)
@@ -247,11 +256,14 @@ class VolumeFile:
         return data
 
     def check(self, extents: Iterable[Extent]) -> None:
-        """Check many extents, in several threads."""
+        """Check many extents, in several threads. Raises FileProblem, or MemoryError."""
         threads = min(_THREADS, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(lambda extent: self.checked(extent) and None, extents):
-                pass
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(lambda extent: self.checked(extent) and None, extents):
+                    pass
+        except RuntimeError as problem:  # so says Python
+            raise MemoryError(f"no memory to check {self.path}: {problem}") from None
 
     # Writing --------------------------------------------------------------------------------------
 

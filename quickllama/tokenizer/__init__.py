@@ -63,6 +63,7 @@ class Tokenizer:
         self._reachable: frozenset[int] | None = None
         self._template: ChatTemplate | None = None
         self._vocab_size: int | None = None
+        self._digest: str | None = None
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
@@ -344,6 +345,11 @@ class Tokenizer:
     def digest(self) -> str:
         """16 hex digits: tokenizers in which they are equal give the same ids, and have the same
         chat template."""
+        if self._digest is None:
+            self._digest = self._compute_digest()
+        return self._digest
+
+    def _compute_digest(self) -> str:
         backend = self._backend()
         rest = (backend.prefix, backend.suffix, backend.cuts, self._source.chat_template)
         words = f"{backend.encoder.to_str()}{rest!r}"
