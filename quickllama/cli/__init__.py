@@ -1,4 +1,4 @@
-"""The command line: ``quickllama ask``, ``chat``, ``calibrate``, ``eval`` and ``info``.
+"""The command line: ``quickllama read``, ``ask``, ``chat``, ``calibrate``, ``eval`` and ``info``.
 
 Exit codes: 0 done; 1 a problem, told in one sentence on standard error; 2 wrong usage; 130 Ctrl-C.
 """
@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import quickllama
-from quickllama.checks import LARGEST, integer
+from quickllama.checks import LARGEST, byte_size, integer
 from quickllama.cli.eval_options import add_eval
 from quickllama.config import MODES, WINDOWS, MemoryConfig
 from quickllama.cpu import MOST_THREADS
+from quickllama.documents.volume_file import is_document
 from quickllama.errors import Error, InvalidValue
 from quickllama.hub import EMBEDDED
 
@@ -96,11 +97,15 @@ def _run(chosen: argparse.Namespace) -> int:
         from quickllama.cli.eval import evaluation
 
         return evaluation(chosen)
+    if chosen.command == "read":
+        return _read(chosen)
     # The options of the paper's lookups mean nothing else.
     reread_all = chosen.reread_all or any(
         getattr(chosen, name) is not None for name in ("memory", *_LOOKUP_OPTIONS)
     )
     try:
+        if is_document(chosen.file):
+            _check_read_already(chosen)
         if chosen.skim:
             _check_skim(chosen, reread_all)
         memory = _memory(chosen, reread_all)
@@ -128,8 +133,48 @@ def _run(chosen: argparse.Namespace) -> int:
         always_answer=chosen.always_answer,
         skim=chosen.skim,
         history=chosen.history,
+        ram_limit=chosen.ram_limit,
     )
     return chat(request) if chosen.command == "chat" else ask(request)
+
+
+def _read(chosen: argparse.Namespace) -> int:
+    try:
+        memory = _memory(chosen, reread_all=False)
+        limit = None if chosen.ram_limit is None else byte_size("--ram-limit", chosen.ram_limit)
+    except (TypeError, ValueError) as problem:
+        print(f"quickllama read: {problem}", file=sys.stderr)
+        return 2
+    from quickllama.cli.read import read
+
+    return read(
+        chosen.file,
+        chosen.save,
+        model=chosen.model,
+        memory=memory,
+        skim=chosen.skim,
+        ram_limit=limit,
+        title=chosen.title,
+        threads=chosen.threads,
+        dtype=chosen.dtype,
+        kv_dtype=chosen.kv_dtype,
+        quiet=chosen.quiet,
+    )
+
+
+def _check_read_already(chosen: argparse.Namespace) -> None:
+    """How a document was read stands in its file."""
+    names = dict.fromkeys(
+        ("window", *WINDOWS["1k"], "n_init", "kv_dtype", "memory", *_LOOKUP_OPTIONS)
+    )
+    given = [name for name in names if getattr(chosen, name) is not None]
+    given += [name for name in ("skim", "reread_all") if getattr(chosen, name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InvalidValue(
+            f"{chosen.file} was read already, and its settings stay: leave {options} out, or give "
+            "the text"
+        )
 
 
 def _check_skim(chosen: argparse.Namespace, reread_all: bool) -> None:
@@ -174,8 +219,11 @@ def _parser() -> Parser:
     _add_chat(commands.add_parser("chat", help="answer one question after the other about a text"))
     _add_calibrate(commands.add_parser("calibrate", help="find a model's retrieval heads"))
     add_eval(commands.add_parser("eval", help="measure how well questions are answered"), _count)
-    info = commands.add_parser("info", help="describe a model without loading its weights")
-    info.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    _add_read(commands.add_parser("read", help="read a text into a file, to ask it later"))
+    info = commands.add_parser(
+        "info", help="describe a model, without loading its weights, or a document"
+    )
+    info.add_argument("model", metavar="MODEL", help=f"{_MODEL_HELP}; or the file of a document")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -186,7 +234,12 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
         "the answer. With --reread-all: reads the text for each question, with the question before "
         "and after it, as in the paper."
     )
-    ask.add_argument("file", metavar="FILE", help="text file in UTF-8; - for standard input")
+    ask.add_argument(
+        "file",
+        metavar="FILE",
+        help="text file in UTF-8, - for standard input, or a document that was read with "
+        "`quickllama read`",
+    )
     ask.add_argument("question", metavar="QUESTION", nargs="+", help="one or several questions")
     _add_common(ask)
     ask.add_argument("--json", action="store_true", help="print one JSON object at the end")
@@ -221,7 +274,11 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
 
 def _add_chat(chat: argparse.ArgumentParser) -> None:
     chat.description = "Reads a text once, then answers questions from standard input, one a line."
-    chat.add_argument("file", metavar="FILE", help="text file in UTF-8")
+    chat.add_argument(
+        "file",
+        metavar="FILE",
+        help="text file in UTF-8, or a document that was read with `quickllama read`",
+    )
     _add_common(chat)
     chat.add_argument(
         "--history", action="store_true", help="a question may refer to the two before it"
@@ -229,6 +286,20 @@ def _add_chat(chat: argparse.ArgumentParser) -> None:
     _add_memory(chat)
     nothing = dict.fromkeys(("memory", *_LOOKUP_OPTIONS))
     chat.set_defaults(question=(), json=False, reread_all=False, **nothing)
+
+
+def _add_read(read: argparse.ArgumentParser) -> None:
+    read.description = (
+        "Reads a text into a file, which `quickllama ask` and `quickllama chat` take in place of "
+        "the text. After Ctrl-C or a crash the same command goes on."
+    )
+    read.add_argument("file", metavar="FILE", help="text file in UTF-8; - for standard input")
+    read.add_argument("--save", metavar="DOCUMENT", required=True, help="such as book.qlm")
+    read.add_argument("--title", help="default: the name of the text file")
+    read.add_argument("--model", default=EMBEDDED, help=f"{_MODEL_HELP} (default: {EMBEDDED})")
+    _add_reading(read)
+    _add_memory(read)
+    read.set_defaults(memory=None, **dict.fromkeys(_LOOKUP_OPTIONS))
 
 
 def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
@@ -270,11 +341,6 @@ def _add_common(ask: argparse.ArgumentParser) -> None:
         "from afar",
     )
     ask.add_argument(
-        "--skim",
-        action="store_true",
-        help="read only as far as finding passages needs: in a fraction of the time and memory",
-    )
-    ask.add_argument(
         "--always-answer", action="store_true", help="even if nothing in the text stands out"
     )
     ask.add_argument(
@@ -282,6 +348,21 @@ def _add_common(ask: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="show the passages behind an answer",
+    )
+    _add_reading(ask)
+
+
+def _add_reading(ask: argparse.ArgumentParser) -> None:
+    """What ``read`` has, too."""
+    ask.add_argument(
+        "--skim",
+        action="store_true",
+        help="read only as far as finding passages needs: in a fraction of the time and memory",
+    )
+    ask.add_argument(
+        "--ram-limit",
+        metavar="SIZE",
+        help="of a document's file, so much stays in memory, such as 1GB",
     )
     ask.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N", help="default: cores")
     ask.add_argument(

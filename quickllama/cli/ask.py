@@ -12,7 +12,9 @@ from quickllama.cli.textfile import read_text
 from quickllama.config import MemoryConfig
 from quickllama.documents.answer import Answer
 from quickllama.documents.document import Document
-from quickllama.errors import Error
+from quickllama.documents.document_file import held_as_in
+from quickllama.documents.volume_file import is_document
+from quickllama.errors import Error, InvalidValue
 from quickllama.model import Model
 from quickllama.prompt import checked_question
 
@@ -44,6 +46,12 @@ class Request:
     always_answer: bool
     skim: bool = False
     history: bool = False
+    ram_limit: str | None = None
+
+    @property
+    def read_already(self) -> bool:
+        """Whether the file is a document, not a text."""
+        return is_document(self.file)
 
 
 def ask(request: Request) -> int:
@@ -95,13 +103,25 @@ def chat(request: Request) -> int:
 
 
 def _load(request: Request) -> tuple[str, Model]:
-    text = read_text(request.file)
-    model = Model.from_pretrained(request.model, dtype=request.dtype, n_threads=request.threads)
+    """The text (none of a document) and the model."""
+    dtype, text = request.dtype, ""
+    if not request.read_already:
+        text = read_text(request.file)
+        if request.ram_limit is not None:
+            raise InvalidValue(
+                "--ram-limit is for documents in files; read the text into one first: "
+                "quickllama read FILE --save DOCUMENT"
+            )
+    elif dtype is None:  # other weights would be refused
+        dtype = held_as_in(request.file)
+    model = Model.from_pretrained(request.model, dtype=dtype, n_threads=request.threads)
     tolerate_any_character()
     return text, model
 
 
 def _read(request: Request, model: Model, text: str, question: str | None = None) -> Document:
+    if request.read_already:
+        return model.load_document(request.file, ram_limit=request.ram_limit)
     if request.skim:
         return model.skim(
             text,

@@ -1,14 +1,16 @@
-"""``quickllama info``: what a model is, without loading its weights."""
+"""``quickllama info``: what a model or a document is, without loading weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from quickllama import _core, checkpoint
+from quickllama.cli.terminal import print_json, tolerate_any_character, write_safely
 from quickllama.config import KV_DTYPE, MemoryConfig, ModelConfig
+from quickllama.documents.document_file import checked_path, facts_of
+from quickllama.documents.volume_file import is_document
 from quickllama.dtypes import kv_bytes
 from quickllama.errors import Error
 from quickllama.hub import locate
@@ -17,12 +19,20 @@ __all__ = ["info"]
 
 
 def info(model: str, *, as_json: bool) -> int:
-    """Describe the model at a path or by its name; returns the exit code."""
+    """Describe the model at a path or by its name, or a document; returns the exit code."""
+    if is_document(model):
+        _show(facts_of(checked_path(model)), as_json)
+    else:
+        _show(_facts_of_model(model), as_json)
+    return 0
+
+
+def _facts_of_model(model: str) -> dict[str, Any]:
     path = locate(model)
     opened = checkpoint.open(path)
     config = ModelConfig.from_hf(opened.config)
     key_value_rows = 2 * config.num_hidden_layers * config.num_key_value_heads
-    facts: dict[str, Any] = {
+    return {
         "path": str(path),
         "family": config.model_type,
         "parameters": config.parameters,
@@ -45,13 +55,16 @@ def info(model: str, *, as_json: bool) -> int:
         "key_value_bytes_per_token": key_value_rows * kv_bytes(KV_DTYPE, config.head_dim),
         "key_value_bytes_per_token_int8": key_value_rows * kv_bytes("int8", config.head_dim),
     }
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(facts, indent=2))
-        return 0
+        print_json(facts)
+        return
+    tolerate_any_character()
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<{width}}  {_shown(value)}")
-    return 0
+        write_safely(f"{name.replace('_', ' '):<{width}}  {_shown(value)}\n")
 
 
 def _names(dtypes: Iterable[str]) -> str:

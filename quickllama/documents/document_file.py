@@ -3,9 +3,12 @@ Model.load_document do."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from quickllama import _core
 from quickllama.documents.document import Document
@@ -13,13 +16,21 @@ from quickllama.documents.identity import check_same_settings
 from quickllama.documents.keeping import PARTS, Keeper, Reading, Saved, settings_of
 from quickllama.documents.source import Source, expected_tokens, unread
 from quickllama.documents.volume_file import VolumeFile, is_document
+from quickllama.dtypes import WEIGHT_DTYPES
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
 from quickllama.generation import Progress
 
 if TYPE_CHECKING:
     from quickllama.model import Model
 
-__all__ = ["checked_path", "load_document", "read_into_file", "save_document"]
+__all__ = [
+    "checked_path",
+    "facts_of",
+    "held_as_in",
+    "load_document",
+    "read_into_file",
+    "save_document",
+]
 
 _TEXT_BYTES = 60  # of a token's text, id and place, in both states of a file with room to grow
 _STATES = 3  # sizes of what is in memory, which both states hold
@@ -149,6 +160,38 @@ def save_document(reading: Reading, path: Path) -> None:
     except BaseException:
         file.abandon()
         raise
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What a document's file says of itself; its keys and values are not looked at. Raises
+    FileProblem or Busy."""
+    file = VolumeFile.open(path, write=False)
+    saved = Saved.of(file)
+    memory, identity = saved.memory, saved.identity
+    text = saved.array("text.text", np.uint8).tobytes().decode("utf-8", "replace")
+    return {
+        "path": str(path),
+        "title": saved.title,
+        "complete": bool(saved["complete"]),
+        "characters": len(text),
+        "tokens": len(saved.array("text.ids", np.int32)),
+        "tokens_in_memory": saved["counters"]["tokens"],
+        "question": saved.question,
+        "skimmed": saved.skim is not None,
+        "model": identity.words,
+        "dtype": identity.dtype,
+        "read_on": identity.cpu,
+        "key_value_dtype": saved["kv_dtype"],
+        **dataclasses.asdict(memory),
+        "file_bytes": file.nbytes,
+        "written_by": f"quickllama {saved['quickllama']}",
+    }
+
+
+def held_as_in(path: str) -> str:
+    """The ``dtype`` to load a model with, so that it can answer from the document in a file."""
+    dtype = Saved.of(VolumeFile.open(checked_path(path), write=False)).identity.dtype
+    return dtype if dtype in WEIGHT_DTYPES else "stored"
 
 
 def load_document(model: Model, path: Path, *, budget: int | None, verify: bool) -> Document:

@@ -203,6 +203,11 @@ class Saved:
         with self._sense() as table:
             return table[key]
 
+    def array(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        """One of the arrays."""
+        with self._sense():
+            return self.record.array(name, dtype)
+
     @property
     def title(self) -> str | None:
         """What names the document."""

@@ -1,0 +1,158 @@
+"""The command line with documents in files: read, ask, chat, info."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_folder import write_folder
+
+import quickllama as ql
+from quickllama.cli import main
+
+WINDOW = ["--n-init", "8", "--n-local", "64", "--block-size", "16"]
+TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_folder(path)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, "utf-8")
+    return path
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    return tmp_path / "book.qlm"
+
+
+def read(text: Path, book: Path, folder: Path, *more: str) -> int:
+    return main(["read", str(text), "--save", str(book), "--model", str(folder), *WINDOW, *more])
+
+
+def ask(file: Path, folder: Path, *more: str) -> int:
+    given = ["Wer?", "--model", str(folder), "--max-new-tokens", "6", "--quiet"]
+    return main(["ask", str(file), *given, *more])
+
+
+def test_read_once_ask_later(
+    text: Path, book: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read(text, book, folder, "--ram-limit", "20KB") == 0
+    out, err = capsys.readouterr()
+    assert not out and "text.txt" in err and f"quickllama ask {book}" in err and "tok/s" in err
+    assert ask(book, folder, "--ram-limit", "1MB") == 0
+    from_file = capsys.readouterr()
+    assert ask(text, folder, *WINDOW) == 0
+    assert capsys.readouterr() == from_file and from_file.out
+    assert read(text, book, folder, "--quiet") == 0  # nothing is left to read
+    assert capsys.readouterr() == ("", "")
+    assert ask(book, folder, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["characters"] == len(TEXT) and report["memory"]["n_local"] == 64
+
+
+def test_chat_with_a_document(
+    text: Path,
+    book: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert read(text, book, folder, "--title", "Sylt", "--quiet") == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Wer?\n\n"))
+    assert main(["chat", str(book), "--model", str(folder), "--max-new-tokens", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert "Evidence:" in out and "'Sylt'" in err
+
+
+def test_info_of_a_document(
+    text: Path, book: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read(text, book, folder, "--quiet") == 0
+    assert main(["info", str(book)]) == 0
+    shown = capsys.readouterr().out
+    assert "text.txt" in shown and "complete" in shown and "n local" in shown
+    assert main(["info", str(book), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["characters"] == len(TEXT) and facts["complete"] and facts["n_local"] == 64
+    assert facts["file_bytes"] == book.stat().st_size and not facts["skimmed"]
+    assert facts["dtype"] in ("float32", "bfloat16") and "llama" in facts["model"]
+
+
+def test_the_dtype_of_a_document_is_taken(
+    text: Path, book: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dtype in ("int8", "float32", "stored"):
+        assert read(text, book, folder, "--quiet", "--dtype", dtype) == 0
+        assert ask(book, folder) == 0
+        assert capsys.readouterr().out
+        book.unlink()
+    assert read(text, book, folder, "--quiet", "--dtype", "int8") == 0
+    assert ask(book, folder, "--dtype", "float32") == 1
+    assert "held as int8" in capsys.readouterr().err
+
+
+def test_wrong_usage(
+    text: Path, book: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read(text, book, folder, "--quiet") == 0
+    for more, code, expected in (
+        (["--window", "1k"], 2, "leave --window out"),
+        (["--skim"], 2, "leave --skim out"),
+        (["--reread-all"], 2, "--reread-all"),
+        (["--topk", "3"], 2, "--topk"),
+        (["--ram-limit", "lots"], 1, "ram_limit"),
+    ):
+        assert ask(book, folder, *more) == code
+        assert expected in capsys.readouterr().err
+    assert ask(text, folder, "--ram-limit", "1GB") == 1
+    assert "quickllama read" in capsys.readouterr().err
+    assert read(text, text, folder) == 1
+    assert "no document" in capsys.readouterr().err
+    assert read(text, book, folder, "--ram-limit", "lots") == 2
+    assert read(text, book, folder, "--n-local", "32") == 1
+    assert "was read with memory" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["read", str(text)])
+    book.write_bytes(book.read_bytes()[:5000])
+    for command in (["info", str(book)], ["ask", str(book), "Wer?", "--model", str(folder)]):
+        assert main(command) == 1
+        assert "shortened" in capsys.readouterr().err
+
+
+def test_ctrl_c_and_again(tmp_path: Path, book: Path, folder: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text(TEXT * 100, "utf-8")
+    command = [sys.executable, "-m", "quickllama", "read", str(text), "--save", str(book)]
+    command += ["--model", str(folder), *WINDOW, "--exc-block-size", "16"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    while not book.exists() or book.stat().st_size < 200_000:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err
+    assert main(["info", str(book), "--json"]) == 0
+    assert main(["ask", str(book), "Wer?", "--model", str(folder)]) == 1
+    text.write_text(TEXT * 100, "utf-8")
+    done = subprocess.run([*command, "--quiet"], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and not done.stderr
+    model = ql.Model.from_pretrained(folder)
+    assert model.load_document(book).text == TEXT * 100
