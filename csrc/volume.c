@@ -30,7 +30,7 @@ struct region {
 struct ql_volume {
     atomic_int owners;
     int fd;
-    size_t budget;
+    atomic_size_t budget;
     atomic_size_t resident; /* bytes of the extents in the ring */
     ql_extent *hand;        /* the ring's next candidate to be given back */
     region *regions;        /* the last one first */
@@ -101,7 +101,7 @@ ql_volume *ql_volume_open(int fd, size_t budget, ql_error *err) {
         return NULL;
     }
     atomic_init(&volume->owners, 1);
-    volume->budget = budget;
+    atomic_init(&volume->budget, budget);
     volume->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     pthread_mutex_lock(&lock);
     bool installed = volume->fd >= 0 && install_handler();
@@ -130,6 +130,10 @@ void ql_volume_free(ql_volume *volume) {
     }
     if (volume->fd >= 0) close(volume->fd);
     free(volume);
+}
+
+void ql_volume_set_budget(ql_volume *volume, size_t budget) {
+    atomic_store_explicit(&volume->budget, budget, memory_order_relaxed);
 }
 
 size_t ql_volume_resident(const ql_volume *volume) {
@@ -259,7 +263,8 @@ void ql_extent_warm(ql_extent *extent) {
     pthread_mutex_lock(&lock);
     atomic_store_explicit(&extent->warm, true, memory_order_relaxed);
     if (!extent->resident) enter(extent);
-    while (atomic_load(&volume->resident) > volume->budget && extent->after != extent) {
+    while (atomic_load(&volume->resident) > atomic_load(&volume->budget) &&
+           extent->after != extent) {
         ql_extent *candidate = volume->hand;
         volume->hand = candidate->after;
         if (candidate == extent) continue;

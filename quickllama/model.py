@@ -293,8 +293,8 @@ class Model(_core.Model):
         * ``kv_dtype``: as in :meth:`session`.
         * ``store``: a file in which the document is kept (docs/format.md): it grows there, and not
           in memory, and what was read stays after Ctrl-C, a crash or a kill.
-        * ``ram_limit``: with ``store``: bytes of the file's keys and values that stay in memory,
-          such as ``"1GB"``; None: as many as the system likes.
+        * ``ram_limit``: with ``store``: how much memory the document may take, such as ``"1GB"``:
+          its window, its text, and what is kept of the file. None: as much as the system likes.
         * ``resume``: go on with a file that holds the beginning of the same text, read with the
           same settings, to the same bits; if it holds all of it, nothing is read. False: a file
           that exists is an error. No other file is ever overwritten.
@@ -373,8 +373,7 @@ class Model(_core.Model):
         """A document from the file that :meth:`Document.save` or ``read(store=...)`` wrote. Nothing
         is read anew, answers have the same bits, and keys and values stay in the file.
 
-        * ``ram_limit``: bytes of them that stay in memory, such as ``"1GB"``; None: as many as the
-          system likes.
+        * ``ram_limit``: how much memory the document may take, as in :meth:`read`.
         * ``verify``: check every byte of the file first, which takes about as long as reading it
           from the disk. False: only its state.
 

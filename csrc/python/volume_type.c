@@ -13,6 +13,15 @@ static void volume_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
+static bool budget_of(module_state *state, PyObject *given, int64_t *budget) {
+    if (!qlpy_int64(state, given, "budget", budget)) {
+        return false;
+    }
+    return *budget >= 0 ||
+           qlpy_fail(state, QL_INVALID_VALUE, "budget must be at least 0 bytes, but is %lld",
+                     (long long)*budget);
+}
+
 static PyObject *volume_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"fd", "budget", NULL};
     module_state *state = PyType_GetModuleState(type);
@@ -22,12 +31,8 @@ static PyObject *volume_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!state ||
         !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:Volume", names, &fd_given, &budget_given) ||
         !qlpy_int(state, fd_given, "fd", &fd) ||
-        (budget_given != Py_None && !qlpy_int64(state, budget_given, "budget", &budget))) {
+        (budget_given != Py_None && !budget_of(state, budget_given, &budget))) {
         return NULL;
-    }
-    if (budget < 0) {
-        return qlpy_fail(state, QL_INVALID_VALUE, "budget must be at least 0 bytes, but is %lld",
-                         (long long)budget);
     }
     ql_error err = {0};
     ql_volume *volume = ql_volume_open(fd, (size_t)budget, &err);
@@ -50,6 +55,16 @@ ql_volume *qlpy_volume(module_state *state, PyObject *value) {
     return qlpy_fail(state, QL_INVALID_TYPE, "volume must be a Volume, not %R", Py_TYPE(value));
 }
 
+static PyObject *set_budget(PyObject *object, PyObject *given) {
+    module_state *state = PyType_GetModuleState(Py_TYPE(object));
+    int64_t budget;
+    if (!state || !budget_of(state, given, &budget)) {
+        return NULL;
+    }
+    ql_volume_set_budget(((volume_object *)object)->volume, (size_t)budget);
+    Py_RETURN_NONE;
+}
+
 static PyObject *get_nbytes(PyObject *object, void *unused) {
     (void)unused;
     return PyLong_FromSize_t(ql_volume_resident(((volume_object *)object)->volume));
@@ -70,6 +85,14 @@ static PyGetSetDef attributes[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static PyMethodDef methods[] = {
+    {"set_budget", set_budget, METH_O,
+     PyDoc_STR("set_budget($self, budget, /)\n--\n\n"
+               "Another budget, in bytes, from the next use of a slab on. Raises InvalidValue,\n"
+               "InvalidType.")},
+    {NULL, NULL, 0, NULL},
+};
+
 static const char volume_doc[] =
     "Volume(fd, budget=None)\n"
     "--\n\n"
@@ -80,11 +103,8 @@ static const char volume_doc[] =
 
 PyTypeObject *qlpy_volume_type(PyObject *module) {
     static PyType_Slot slots[] = {
-        {Py_tp_doc, (void *)volume_doc},
-        {Py_tp_new, volume_new},
-        {Py_tp_dealloc, volume_dealloc},
-        {Py_tp_getset, attributes},
-        {0, NULL},
+        {Py_tp_methods, methods},        {Py_tp_doc, (void *)volume_doc}, {Py_tp_new, volume_new},
+        {Py_tp_dealloc, volume_dealloc}, {Py_tp_getset, attributes},      {0, NULL},
     };
     static PyType_Spec spec = {
         .name = "quickllama._core.Volume",

@@ -13,7 +13,7 @@ import numpy as np
 from quickllama import _core
 from quickllama.documents.document import Document
 from quickllama.documents.identity import check_same_settings
-from quickllama.documents.keeping import PARTS, Keeper, Reading, Saved, settings_of
+from quickllama.documents.keeping import PARTS, Keeper, Reading, Room, Saved, settings_of
 from quickllama.documents.source import Source, expected_tokens, unread
 from quickllama.documents.volume_file import VolumeFile, is_document
 from quickllama.dtypes import WEIGHT_DTYPES
@@ -71,8 +71,7 @@ def read_into_file(
         return
     _check_disk(document.reading(), expected_tokens(source, document.model.tokenizer), path)
     file = VolumeFile.create(path)
-    volume = _core.Volume(file.fileno(), budget)
-    keeper = Keeper(file, volume)
+    keeper = Keeper(file, Room(_core.Volume(file.fileno(), budget), budget))
     try:
         keeper.commit(document.reading())
         file.publish(replace=False)
@@ -92,7 +91,7 @@ def _resumed(document: Document, source: Source, file: VolumeFile, budget: int |
     check_same_settings({key: saved[key] for key in asked}, asked, name)
     text = saved.text(document.model)
     rest = list(unread(source, text, name))
-    _restore(document, saved, file, _core.Volume(file.fileno(), budget), verify=True, keeps=True)
+    _restore(document, saved, file, budget, verify=True, keeps=True)
     return rest[0] if len(rest) == 1 else rest
 
 
@@ -100,7 +99,7 @@ def _restore(
     document: Document,
     saved: Saved,
     file: VolumeFile,
-    volume: _core.Volume,
+    budget: int | None,
     *,
     verify: bool,
     keeps: bool,
@@ -109,10 +108,13 @@ def _restore(
     if verify:
         file.check(extent for part in PARTS for extent in slabs[part])
     reading = document.reading()
-    saved.restore(reading.session, reading.prefix, volume)
-    document.goes_on(saved.text(document.model), saved.span)
+    room = Room(_core.Volume(file.fileno(), budget), budget)
+    saved.restore(reading.session, reading.prefix, room.volume)
+    text = saved.text(document.model)
+    document.goes_on(text, saved.span)
+    room.fit(reading.session, text)
     if keeps:
-        keeper = Keeper(file, volume)
+        keeper = Keeper(file, room)
         keeper.known(slabs)
         document.keep(keeper)
     note = saved.identity.note(document.model)
@@ -209,6 +211,5 @@ def load_document(model: Model, path: Path, *, budget: int | None, verify: bool)
         document = Document(model, *parts, saved["kv_dtype"], saved.skim)
     except (TypeError, ValueError) as problem:
         raise FileProblem(f"{path} holds settings that make no sense ({problem})") from None
-    volume = _core.Volume(file.fileno(), budget)
-    _restore(document, saved, file, volume, verify=verify, keeps=False)
+    _restore(document, saved, file, budget, verify=verify, keeps=False)
     return document

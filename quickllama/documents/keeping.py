@@ -34,7 +34,7 @@ from quickllama.prompt import PromptForm
 if TYPE_CHECKING:
     from quickllama.model import Model
 
-__all__ = ["Keeper", "Reading", "Saved", "settings_of"]
+__all__ = ["Keeper", "Reading", "Room", "Saved", "settings_of"]
 
 PARTS = ("first", "pages", "vectors", "keys")
 ARRAYS = (
@@ -91,15 +91,31 @@ def settings_of(reading: Reading) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """A mapping of a document's file, and the memory that the document may take: None: as much as
+    the system likes."""
+
+    volume: _core.Volume
+    limit: int | None
+
+    def fit(self, session: _core.Session, text: GrowingText) -> None:
+        """What is not in the file counts first: window, text, slabs that are not full. A quarter
+        stays for the file whatever they take."""
+        if self.limit is not None:
+            held = session.nbytes - self.volume.nbytes + text.nbytes
+            self.volume.set_budget(max(self.limit - held, self.limit // 4))
+
+
 class Keeper:
     """Writes a document to its file; used by one thread at a time.
 
-    ``volume``: a mapping of the file; slabs that are full move there. None: they are copied.
+    ``room``: slabs that are full move to the file, and are read there. None: they are copied.
     """
 
-    def __init__(self, file: VolumeFile, volume: _core.Volume | None) -> None:
+    def __init__(self, file: VolumeFile, room: Room | None) -> None:
         self.file = file
-        self._volume = volume
+        self._room = room
         self._slabs: dict[str, list[Extent]] = {part: [] for part in PARTS}
         self._committed = time.monotonic()
         self._interval = _INTERVAL
@@ -115,8 +131,8 @@ class Keeper:
             extents = self._slabs[part]
             for index in range(len(extents), session.slabs(part)[-1]):
                 extent = self.file.append(session.copy_slab(part, index).data)
-                if self._volume is not None:
-                    session.map_slab(part, index, self._volume, extent.offset)
+                if self._room is not None:
+                    session.map_slab(part, index, self._room.volume, extent.offset)
                 extents.append(extent)
 
     def commit(self, reading: Reading) -> None:
@@ -130,6 +146,8 @@ class Keeper:
     def after_chunk(self, reading: Reading) -> None:
         """Write what has got full, and commit now and then. Raises FileProblem."""
         self.take_full(reading.session)
+        if self._room is not None:
+            self._room.fit(reading.session, reading.text)
         if time.monotonic() - self._committed >= self._interval:
             self.commit(reading)
 
