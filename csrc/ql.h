@@ -264,11 +264,11 @@ enum { QL_VOLUME_PAGE = 4096 };     /* offsets of slabs are multiples of it */
 /* Maps an open file; fd may be closed afterwards. Of its slabs at most budget bytes stay in memory;
  * those touched last can make it a few more. */
 ql_volume *ql_volume_open(int fd, size_t budget, ql_error *err);
-void ql_volume_set_budget(ql_volume *volume, size_t budget); /* from the next touch on */
-void ql_volume_retain(ql_volume *volume);                    /* one more owner */
-void ql_volume_free(ql_volume *volume);                      /* one owner less; NULL is fine */
-size_t ql_volume_resident(const ql_volume *volume);          /* bytes of slabs in memory, at most */
-bool ql_volume_damaged(const ql_volume *volume);
+void ql_volume_set_budget(ql_volume *volume, size_t budget);
+void ql_volume_retain(ql_volume *volume);           /* one more owner */
+void ql_volume_free(ql_volume *volume);             /* one owner less; NULL is fine */
+size_t ql_volume_resident(const ql_volume *volume); /* bytes of slabs in memory, at most */
+bool ql_volume_damaged(ql_volume *volume);
 
 typedef enum ql_part { QL_FIRST = 0, QL_PAGES, QL_VECTORS, QL_KEYS, QL_N_PARTS } ql_part;
 

@@ -31,9 +31,10 @@ struct ql_volume {
     atomic_int owners;
     int fd;
     atomic_size_t budget;
-    atomic_size_t resident; /* bytes of the extents in the ring */
-    ql_extent *hand;        /* the ring's next candidate to be given back */
-    region *regions;        /* the last one first */
+    atomic_size_t resident;  /* bytes of the extents in the ring */
+    ql_extent *hand;         /* the ring's next candidate to be given back */
+    region *regions;         /* the last one first */
+    _Atomic(int64_t) needed; /* bytes of the file, by its extents */
     atomic_bool damaged;
 };
 
@@ -132,15 +133,17 @@ void ql_volume_free(ql_volume *volume) {
     free(volume);
 }
 
-void ql_volume_set_budget(ql_volume *volume, size_t budget) {
-    atomic_store_explicit(&volume->budget, budget, memory_order_relaxed);
-}
-
 size_t ql_volume_resident(const ql_volume *volume) {
     return atomic_load_explicit(&volume->resident, memory_order_relaxed);
 }
 
-bool ql_volume_damaged(const ql_volume *volume) { return atomic_load(&volume->damaged); }
+/* Also a file that ends within a page is too short: the rest of the page is zeros, and no fault. */
+bool ql_volume_damaged(ql_volume *volume) {
+    struct stat file;
+    if (fstat(volume->fd, &file) || file.st_size < atomic_load(&volume->needed))
+        atomic_store(&volume->damaged, true);
+    return atomic_load(&volume->damaged);
+}
 
 /* ---- regions ---- */
 
@@ -217,6 +220,9 @@ ql_extent *ql_extent_new(ql_volume *volume, int64_t offset, size_t bytes, ql_err
     extent->bytes = bytes;
     extent->volume = volume;
     ql_volume_retain(volume);
+    int64_t end = offset + (int64_t)bytes, needed = atomic_load(&volume->needed);
+    while (end > needed)
+        if (atomic_compare_exchange_weak(&volume->needed, &needed, end)) break;
     return extent;
 }
 
@@ -258,20 +264,31 @@ static void give_back(const ql_extent *extent) {
     }
 }
 
-void ql_extent_warm(ql_extent *extent) {
-    ql_volume *volume = extent->volume;
-    pthread_mutex_lock(&lock);
-    atomic_store_explicit(&extent->warm, true, memory_order_relaxed);
-    if (!extent->resident) enter(extent);
-    while (atomic_load(&volume->resident) > atomic_load(&volume->budget) &&
-           extent->after != extent) {
+/* Gives back what exceeds the budget, though not one extent; NULL: any. */
+static void shrink(ql_volume *volume, const ql_extent *spared) {
+    while (volume->hand && atomic_load(&volume->resident) > atomic_load(&volume->budget)) {
         ql_extent *candidate = volume->hand;
+        if (candidate == spared && candidate->after == spared) return;
         volume->hand = candidate->after;
-        if (candidate == extent) continue;
+        if (candidate == spared) continue;
         if (atomic_exchange_explicit(&candidate->warm, false, memory_order_relaxed)) continue;
         leave(candidate);
         give_back(candidate);
     }
+}
+
+void ql_extent_warm(ql_extent *extent) {
+    pthread_mutex_lock(&lock);
+    atomic_store_explicit(&extent->warm, true, memory_order_relaxed);
+    if (!extent->resident) enter(extent);
+    shrink(extent->volume, extent);
+    pthread_mutex_unlock(&lock);
+}
+
+void ql_volume_set_budget(ql_volume *volume, size_t budget) {
+    pthread_mutex_lock(&lock);
+    atomic_store(&volume->budget, budget);
+    shrink(volume, NULL);
     pthread_mutex_unlock(&lock);
 }
 

@@ -86,6 +86,9 @@ def test_kept_while_it_is_read(model: ql.Model, path: Path) -> None:
     kept = read(model, store=path, ram_limit=LIMIT)
     assert_same_bits(kept, document)
     assert kept.nbytes < document.nbytes / 2
+    roomy = read(model, store=path.with_name("roomy"), ram_limit="400 KB")
+    assert_same_bits(roomy, document)
+    assert 300_000 < roomy.nbytes <= 400_000 < document.nbytes  # its window and text included
     assert all(map(same, answers(kept), answers(document)))
     del kept
     loaded = model.load_document(path, ram_limit=LIMIT)
@@ -247,6 +250,33 @@ def test_commits_come_now_and_then_and_do_not_grow_the_file(
     assert len(commits) > len(document) // MEMORY.exc_block_size
     assert other.stat().st_size < 1.2 * usual
     assert_same_bits(document, read(model))
+
+
+def test_others_go_on_while_it_is_saved(
+    model: ql.Model, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document, half = read(model, TEXT[:2000]), read(model, TEXT[:2000])
+    append = VolumeFile.append
+
+    def meanwhile(self: VolumeFile, data: Any) -> Any:
+        monkeypatch.setattr(VolumeFile, "append", append)
+        document.append(TEXT[2000:])
+        document.ask(QUESTION, max_new_tokens=2)
+        return append(self, data)
+
+    monkeypatch.setattr(VolumeFile, "append", meanwhile)
+    document.save(path)
+    assert_same_bits(model.load_document(path), half)
+    assert_same_bits(document, read(model))
+
+
+def test_nothing_to_read_leaves_no_file(model: ql.Model, path: Path) -> None:
+    for source in ("", " \n", [], ["", " "], 3, b"bytes", [1, 9999]):
+        with pytest.raises(ql.Error):
+            read(model, source, store=path)
+    with pytest.raises(ql.InvalidType, match="progress"):
+        read(model, store=path, progress=3)
+    assert not os.listdir(path.parent)
 
 
 def test_threads_ask_a_loaded_document(model: ql.Model, path: Path) -> None:

@@ -126,7 +126,7 @@ def test_full_slabs_move_to_a_file_while_it_reads(model: _core.Model, tmp_path: 
     assert_same(results(session), results(whole))
 
 
-@pytest.mark.parametrize("left", [0, PAGE, 5 * PAGE + 1])
+@pytest.mark.parametrize("left", [0, PAGE, 5 * PAGE + 1, -1])
 def test_a_file_that_is_shortened_ends_in_an_error(
     model: _core.Model, tmp_path: Path, left: int
 ) -> None:
@@ -139,9 +139,10 @@ def test_a_file_that_is_shortened_ends_in_an_error(
         volume = _core.Volume(file.fileno())
     mapped = core_session(model, mode="infllm")
     mapped.restore(*session.state(), parts, volume)
-    os.truncate(path, left)
     queries = np.ones((2, 1, 16), dtype=np.float32)
     fork = mapped.fork()
+    whole = path.stat().st_size - PAGE  # the last page is filled up
+    os.truncate(path, left if left >= 0 else whole + 100)
     with pytest.raises(ql.FileProblem, match="shortened"):
         mapped.rank(HEADS, queries, 0, len(mapped), 7)
     assert volume.damaged

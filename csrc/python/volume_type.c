@@ -88,8 +88,7 @@ static PyGetSetDef attributes[] = {
 static PyMethodDef methods[] = {
     {"set_budget", set_budget, METH_O,
      PyDoc_STR("set_budget($self, budget, /)\n--\n\n"
-               "Another budget, in bytes, from the next use of a slab on. Raises InvalidValue,\n"
-               "InvalidType.")},
+               "Another budget, in bytes. Raises InvalidValue, InvalidType.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -196,9 +196,10 @@ class Document:
         """Write the document to a file, whole or not at all, for
         :meth:`quickllama.Model.load_document`.
 
-        It replaces a document of that name. Asking can go on meanwhile. Raises FileProblem if the
-        file cannot be written, is no document, or the disk has no room; Busy if another document is
-        being read into it; InvalidValue if reading was interrupted.
+        It replaces a document of that name. Others may ask and append meanwhile: what is saved is
+        what the document held at the call. Raises FileProblem if the file cannot be written, is no
+        document, or the disk has no room; Busy if another document is being read into it;
+        InvalidValue if reading was interrupted.
         """
         from quickllama.documents.document_file import checked_path, save_document
 
@@ -206,8 +207,11 @@ class Document:
         with self._lock:
             if self._keeper is not None and self._keeper.holds(where):
                 self._keeper.finish(self.reading())
-            else:
-                save_document(self.reading(), where)
+                return
+            now = dataclasses.replace(
+                self.reading(), session=self._session.fork(), text=self._text.copy()
+            )
+        save_document(now, where)
 
     def reading(self) -> Reading:
         """What it consists of, for those who write it to a file."""

@@ -79,7 +79,11 @@ def read_into_file(
         file.abandon()
         raise
     document.keep(keeper)
-    document.append(source, progress)
+    try:
+        document.append(source, progress)
+    finally:
+        if not document.text.strip():  # nothing came that could be read
+            file.remove()
 
 
 def _resumed(document: Document, source: Source, file: VolumeFile, budget: int | None) -> Source:

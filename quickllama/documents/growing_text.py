@@ -123,6 +123,10 @@ class GrowingText:
         arrays = {name: np.array(values) for name, values in numbers.items()}
         return StateRecord(table, {"text": text, **arrays})
 
+    def copy(self) -> GrowingText:
+        """The same, growing by itself."""
+        return self.restored(self._tokenizer, self.state())
+
     @classmethod
     def restored(cls, tokenizer: Tokenizer, state: StateRecord) -> GrowingText:
         """One that goes on where the other stood. Raises KeyError, TypeError or ValueError for what

@@ -148,6 +148,11 @@ class VolumeFile:
             os.fsync(folder)
         os.close(folder)
 
+    def remove(self) -> None:
+        """Delete the file."""
+        with suppress(OSError):
+            os.unlink(self.path)
+
     def abandon(self) -> None:
         """Delete a new file that has no name yet."""
         with suppress(OSError):
