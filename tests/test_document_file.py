@@ -96,7 +96,7 @@ def test_kept_while_it_is_read(model: ql.Model, path: Path) -> None:
     assert loaded.nbytes < document.nbytes / 2
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("mode", ["full", "stream", "infinite", "infllm", "qllm"])
 def test_every_mode(model: ql.Model, path: Path, mode: str, kv_dtype: str) -> None:
     memory = dataclasses.replace(PAPER, mode=mode)
@@ -181,7 +181,7 @@ def test_an_interrupted_reading_goes_on(model: ql.Model, path: Path, options: An
     del document
     seen.clear()
     again = read(model, **options, store=path, progress=lambda done, _: seen.append(done))
-    assert len(seen) == 1 and len(again) == len(whole)
+    assert min(seen) > len(whole) - MEMORY.exc_block_size and len(again) == len(whole)
 
 
 def test_a_longer_text_goes_on_too(model: ql.Model, path: Path) -> None:

@@ -65,7 +65,7 @@ def assert_same(one: list[Any], other: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", [*MODES, "skim"])
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
 def test_a_session_goes_on_where_the_saved_one_stood(
     model: _core.Model, mode: str, kv_dtype: str, tmp_path: Path
 ) -> None:
