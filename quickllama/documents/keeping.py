@@ -100,10 +100,11 @@ class Room:
     limit: int | None
 
     def fit(self, session: _core.Session, text: GrowingText) -> None:
-        """What is not in the file counts first: window, text, slabs that are not full. A quarter
-        stays for the file whatever they take."""
+        """What is not in the file counts first: window, text, slabs that are not full, and all of
+        them once more, since whoever asks works on copies. A quarter stays for the file whatever
+        they take."""
         if self.limit is not None:
-            held = session.nbytes - self.volume.nbytes + text.nbytes
+            held = 2 * (session.nbytes - self.volume.nbytes + text.nbytes)
             self.volume.set_budget(max(self.limit - held, self.limit // 4))
 
 
