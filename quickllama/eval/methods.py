@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quickllama.checks import nearest
+from quickllama import checks
 from quickllama.config import MemoryConfig
 from quickllama.documents.answer import NOT_FOUND, Answer, Span, widen
 from quickllama.documents.asking import rank_for
@@ -356,11 +356,7 @@ def find_methods(names: Sequence[str], model: Model, settings: Settings) -> list
     """The methods ``names``, checked against what ``model`` can. Raises InvalidValue."""
     chosen = []
     for name in names:
-        if name not in METHODS:
-            raise InvalidValue(
-                f"there is no method {name!r}{nearest(name, METHODS)}; there are "
-                f"{', '.join(METHODS)}"
-            )
+        checks.choice("a method", name, tuple(METHODS))
         method = METHODS[name]
         known = model.retrieval_heads if method.ranks else None
         if method.ranks and (known is None or (name == "skim" and known.skim is None)):
