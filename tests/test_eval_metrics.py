@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quickllama.errors import MissingKey
+from quickllama.errors import MissingPackage
 from quickllama.eval import metrics
 
 
@@ -75,7 +75,7 @@ def test_only_one_label_of_the_first_sentence() -> None:
 def test_libraries_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "rouge_score", None)
     monkeypatch.setitem(__import__("sys").modules, "rapidfuzz", None)
-    with pytest.raises(MissingKey, match="rouge-score"):
+    with pytest.raises(MissingPackage, match="rouge-score"):
         metrics.rouge("a", ["a"])
-    with pytest.raises(MissingKey, match="rapidfuzz"):
+    with pytest.raises(MissingPackage, match="rapidfuzz"):
         metrics.code_similarity("a", ["a"])

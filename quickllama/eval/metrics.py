@@ -8,7 +8,7 @@ import string
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from quickllama.errors import MissingKey
+from quickllama.errors import MissingPackage
 
 __all__ = [
     "classification",
@@ -54,7 +54,7 @@ def token_f1(answer: str, expected: Sequence[str]) -> float:
 
 def rouge(answer: str, expected: Sequence[str], kind: str = "rougeL") -> float:
     """The best F-measure of ROUGE, ``rougeL`` or by sentences ``rougeLsum`` (Lin, 2004), as the
-    library rouge-score has it, without stemming. Raises MissingKey where it is not installed.
+    library rouge-score has it, without stemming. Raises MissingPackage where it is not installed.
 
     ∞-Bench uses this library. LongBench uses another one, whose ROUGE-L joins the sentences' common
     subsequences, so that its values differ a little.
@@ -70,7 +70,8 @@ def rouge(answer: str, expected: Sequence[str], kind: str = "rougeL") -> float:
 def code_similarity(answer: str, expected: Sequence[str]) -> float:
     """How alike the answer's first line of code and ``expected`` are: twice the length of what they
     share by insertions and deletions, by their lengths (LongBench's ``lcc`` and ``repobench-p``;
-    lines with a backquote, ``#`` or ``//`` are no code). Raises MissingKey without rapidfuzz."""
+    lines with a backquote, ``#`` or ``//`` are no code). Raises MissingPackage without rapidfuzz.
+    """
     try:
         from rapidfuzz import fuzz
     except ModuleNotFoundError:
@@ -81,9 +82,9 @@ def code_similarity(answer: str, expected: Sequence[str]) -> float:
     return max((round(fuzz.ratio(code, one)) / 100 for one in expected), default=0.0)
 
 
-def _missing(library: str, what: str) -> MissingKey:
-    return MissingKey(
-        f"{what} by {library}, which is not installed: pip install 'quickllama[eval]'"
+def _missing(library: str, what: str) -> MissingPackage:
+    return MissingPackage(
+        f'{what} by {library}, which is not installed: pip install "quickllama[eval]"'
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from quickllama.errors import InvalidValue, MissingKey
+from quickllama.errors import InvalidValue, MissingPackage
 from quickllama.eval.tables import labelled, length_name
 
 if TYPE_CHECKING:
@@ -27,14 +28,15 @@ def heat_map(
 
     ``method``: a method, with its settings in brackets as tables name it where results of several
     are there. Raises InvalidValue if results of several tasks or methods would be mixed, or have no
-    depths; MissingKey where matplotlib is not installed.
+    depths; MissingPackage where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise MissingKey(
-            "pictures need the library matplotlib: pip install 'quickllama[eval]'"
-        ) from None
+    if find_spec("matplotlib") is None:
+        raise MissingPackage(
+            "pictures are drawn by matplotlib, which is not installed; "
+            'pip install "quickllama[eval]"'
+        )
+    from quickllama.documents.plot import RetrievalFigure
+
     own = [row for row in labelled(rows, headers) if row["depth"] is not None]
     own = [row for row in own if task in (None, row["task"])]
     own = [row for row in own if method is None or method in (row["label"], row["method"])]
@@ -44,8 +46,8 @@ def heat_map(
         raise InvalidValue(f"a heat map shows one task and method, and there are: {listed}")
     lengths = sorted({row["length"] for row in own})
     depths = sorted({row["depth"] for row in own})
-    figure = Figure(figsize=(1.6 + 0.8 * len(lengths), 1.2 + 0.4 * len(depths)), dpi=150)
-    figure.set_layout_engine("constrained")
+    size = 1.6 + 0.8 * len(lengths), 1.2 + 0.4 * len(depths)
+    figure = RetrievalFigure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots()
     cells = [[_cell(own, length, depth) for length in lengths] for depth in depths]
     shares = [[hits / n if n else float("nan") for hits, n in line] for line in cells]

@@ -58,8 +58,8 @@ def evaluate(
       tokens to read).
     * ``settings``: the fields of :class:`quickllama.eval.settings.Settings`.
 
-    All methods get the same texts and questions. Raises InvalidType, InvalidValue, MissingKey or
-    FileProblem.
+    All methods get the same texts and questions. Raises InvalidType, InvalidValue, FileProblem, or
+    MissingPackage.
     """
     if not isinstance(model, quickllama.Model):
         raise InvalidType(f"model must be a quickllama.Model, not {type(model).__name__}")

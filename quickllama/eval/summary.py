@@ -69,7 +69,7 @@ class Results:
 
     def heat_map(self, task: str | None = None, method: str | None = None) -> Figure:
         """The share of right answers by length and depth as a picture; of the only task and method
-        if None. Raises InvalidValue, and MissingKey where matplotlib is not installed."""
+        if None. Raises InvalidValue, and MissingPackage where matplotlib is not installed."""
         from quickllama.eval.plot import heat_map
 
         return heat_map(self.rows, self.headers, task, method)
