@@ -45,7 +45,7 @@ def add_eval(command: argparse.ArgumentParser, count: Callable[..., Callable[[st
     model = command.add_argument_group("model and memory")
     model.add_argument("--model", default=EMBEDDED, help=f"default: {EMBEDDED}")
     model.add_argument("--dtype", help="how weights are held, as in quickllama ask")
-    model.add_argument("--kv-dtype", help="of keys and values: bfloat16 (default) or float32")
+    model.add_argument("--kv-dtype", help="of keys and values: bfloat16 (default), float32 or int8")
     model.add_argument("--threads", type=count(1, MOST_THREADS), metavar="N")
     model.add_argument("--window", choices=tuple(WINDOWS), default="1k", help="default: 1k")
     model.add_argument("--question-weight", type=float, metavar="W", help="default: the model's")
