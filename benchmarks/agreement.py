@@ -89,7 +89,7 @@ def answer(model: ql.Model, item: Row, row: Row, prompt: Any, windows: dict[str,
     )
     new = [token for token in ids[len(prompt) :].tolist() if token not in model.eos_token_ids]
     text = model.tokenizer.decode(new)
-    right = any(word.lower() in text.lower() for word in item["answer"])
+    right = all(word.lower() in text.lower() for word in item["answer"])
     if right != row["correct"]:  # answers are shown, not kept: texts may be a third party's
         print(f"{[row[name] for name in ITEM]}:\n {row['text']!r}\n {text!r}", file=sys.stderr)
     return {

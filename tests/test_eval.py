@@ -103,6 +103,21 @@ def test_kinds_without_an_answer_go_to_those_who_can_refuse(model: ql.Model) -> 
     assert refused.where(kind="lexical").accuracy == 0
 
 
+def test_right_words_are_counted_even_where_refused(
+    model: ql.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubt(reading: Reading, question: Question, new_tokens: int) -> Prediction:
+        return Prediction(question.expected[0], found=question.depth == 20, pieces=question.places)
+
+    doubting = dataclasses.replace(METHODS["stream"], ask=doubt)
+    monkeypatch.setattr(methods, "METHODS", {"stream": doubting})
+    results = evaluate(model, "needle", methods=["stream"], **SMALL)
+    assert results.accuracy == 0.5 and all(row["right_words"] for row in results.rows)
+    right, words, first, *_ = results.markdown().split("**")[2::2]
+    assert "| 1/2 50 % (9–91) |" in right
+    assert "| 2/2 100 % (34–100) |" in words and "| 2/2 100 % (34–100) |" in first
+
+
 def test_right_answers_are_counted(model: ql.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def know(reading: Reading, question: Question, new_tokens: int) -> Prediction:
         depth = question.depth

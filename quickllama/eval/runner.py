@@ -236,7 +236,8 @@ class Evaluation:
         self, case: Case, method: Method, question: Question, found: Prediction
     ) -> dict[str, Any]:
         score = self.task.score(question, found.answer)
-        right = score >= self.task.right_from and found.found is not False
+        said = bool(question.expected) and score >= self.task.right_from
+        right = said and found.found is not False
         if not question.expected:
             right = found.found is False
             score = float(right)
@@ -253,6 +254,7 @@ class Evaluation:
             "expected": list(question.expected),
             "answer": found.answer,
             "correct": right,
+            "right_words": said,
             "score": round(score, 4),
             "found": found.found,
             "confidence": None if found.confidence is None else round(found.confidence, 4),

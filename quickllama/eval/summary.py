@@ -22,10 +22,11 @@ class Results:
     """The answered questions of an evaluation, shown as tables in a notebook.
 
     ``rows``: one dict for each question and method: ``task``, ``method``, ``length``, ``tokens``,
-    ``depth``, ``kind``, ``question``, ``expected``, ``answer``, ``correct``, ``score`` (0 to 1, of
-    the words alone, even if the method would rather have refused), ``found``, ``confidence``,
-    ``ranks`` (of the answer's passages, from 1), ``seconds``, ``first_token_seconds``,
-    ``reading_seconds`` and ``settings``. ``headers``: what each of these settings is.
+    ``depth``, ``kind``, ``question``, ``expected``, ``answer``, ``correct``, ``score`` (0 to 1) and
+    ``right_words`` (both of the words alone, even if the method would have refused), ``found``,
+    ``confidence``, ``ranks`` (of the answer's passages, from 1), ``seconds``,
+    ``first_token_seconds``, ``reading_seconds`` and ``settings``. ``headers``: what each of these
+    settings is.
     """
 
     rows: Sequence[Mapping[str, Any]]

@@ -96,6 +96,10 @@ def _right(row: Row) -> bool:
     return bool(row["correct"])
 
 
+def _said(row: Row) -> bool:
+    return bool(row["right_words"])
+
+
 def _found(row: Row) -> bool:
     return row["found"] is not False  # too short a text is always taken to hold an answer
 
@@ -116,11 +120,13 @@ def _of_task(rows: Sequence[Row]) -> str:
     answerable = [row for row in rows if row["expected"]]
     ranked = [row for row in answerable if row["ranks"]]
     told = [row for row in rows if row["found"] is not None]
-    partly = any(0 < row["score"] < 1 for row in answerable)
-    mean = _mean if partly else None
+    partly = answerable if any(0 < row["score"] < 1 for row in answerable) else []
+    refusing = {row["label"] for row in told}
+    refused = [row for row in answerable if row["label"] in refusing]
     parts = [
         _by_length("Right answers", rows, lambda part: share(part, _right)),
-        _by_length("Mean score", answerable, mean) if mean else "",
+        _by_length("Right words, even where refused", refused, lambda p: share(p, _said)),
+        _by_length("Mean score", partly, _mean),
         _by_length("The answer's passage ranks first", ranked, lambda p: share(p, _best(1))),
         _by_length("It is among the best 8", ranked, lambda part: share(part, _best(8))),
         _by_length("Taken to have an answer", told, lambda part: share(part, _found)),
