@@ -17,14 +17,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quickllama import checks
 from quickllama.config import MemoryConfig
-from quickllama.documents.answer import NOT_FOUND, Answer, Span, widen
+from quickllama.documents.answer import Answer, Span, widen
 from quickllama.documents.asking import rank_for
 from quickllama.documents.judgement import judge, question_likelihood
 from quickllama.errors import InvalidValue, MissingPackage
@@ -68,16 +68,16 @@ class Reading:
         self.text = text
         self.settings = settings
         self.seconds = 0.0
-        self._documents: dict[str, Document] = {}
+        self._document: Document | None = None
         self._pieces: dict[str, list[Span]] = {}
 
-    def document(self, name: str, read: Callable[[], Document]) -> Document:
-        """The document ``name``, read by ``read`` the first time."""
-        if name not in self._documents:
+    def document(self, read: Callable[[Reading], Document]) -> Document:
+        """The text as a document; ``read`` is called the first time."""
+        if self._document is None:
             started = time.perf_counter()
-            self._documents[name] = read()
-            self.seconds += time.perf_counter() - started
-        return self._documents[name]
+            self._document = read(self)
+            self.seconds = time.perf_counter() - started
+        return self._document
 
     def ranked(self, document: Document, question: str) -> list[Span]:
         """The passages that ``Document.ask`` ranks first, whatever it does with them."""
@@ -169,9 +169,9 @@ def _read_skimming(reading: Reading) -> Document:
     )
 
 
-def _heads(use: str, name: str, read: Callable[[Reading], Document]) -> Ask:
+def _heads(use: str, read: Callable[[Reading], Document]) -> Ask:
     def ask(reading: Reading, question: Question, new_tokens: int) -> Prediction:
-        document = reading.document(name, lambda: read(reading))
+        document = reading.document(read)
         answer = document.ask(question.text, use=use, always_answer=True, max_new_tokens=new_tokens)
         known = document.snapshot().skim or reading.model.retrieval_heads
         rule = None if known is None else known.found
@@ -219,7 +219,7 @@ def _by_memory(mode: str) -> Ask:
             reading.seconds = time.perf_counter() - started
             answer = document.ask(max_new_tokens=new_tokens)
         else:
-            document = reading.document(mode, lambda: _read_unasked(reading, mode))
+            document = reading.document(partial(_read_unasked, mode=mode))
             paper = "paper" if document.memory.mode == "qllm" else None
             answer = document.ask(question.text, retrieval=paper, max_new_tokens=new_tokens)
         looks_up = mode in ("qllm", "infllm")
@@ -302,7 +302,7 @@ def _control_identity(model: Model, settings: Settings) -> dict[str, Any]:
 
 def _prediction(answer: Answer, found: bool | None, pieces: Sequence[Span] | None) -> Prediction:
     return Prediction(
-        NOT_FOUND if answer.text == NOT_FOUND else answer.text,
+        answer.text,
         found,
         answer.confidence,
         pieces,
@@ -325,7 +325,7 @@ def _all() -> Mapping[str, Method]:
         Method(
             name,
             "window",
-            _heads(use, "window", _read_plainly),
+            _heads(use, _read_plainly),
             _heads_identity(False),
             ranks=True,
             refuses=True,
@@ -336,7 +336,7 @@ def _all() -> Mapping[str, Method]:
             ("heads-memory", "memory"),
         )
     ]
-    skim = _heads("reread", "skim", _read_skimming)
+    skim = _heads("reread", _read_skimming)
     found.append(
         Method("skim", "skim", skim, _heads_identity(True), cost=0.3, ranks=True, refuses=True)
     )
