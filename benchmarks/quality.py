@@ -1,6 +1,6 @@
 """The results page quality/README.md: runs every evaluation on it, and writes it.
 
-    python benchmarks/quality.py list                 # the runs, and how many tokens each reads
+    python benchmarks/quality.py list                 # the runs, and how much each reads and writes
     python benchmarks/quality.py run                  # all that is missing; or --only passkey ...
     python benchmarks/quality.py report               # the page, from the results that are there
 
@@ -57,6 +57,16 @@ class Run:
         """Tokens to be read, about; skimmed ones count a third."""
         return sum(_tokens(find_task(task), each) for task in self.tasks for each in self.settings)
 
+    def questions(self) -> int:
+        """Answers to be written, about."""
+        total = 0
+        for task in map(find_task, self.tasks):
+            for settings in (Settings(**each) for each in self.settings):
+                kinds = len(settings.kinds or task.usual)
+                slots = len(settings.depths) * settings.n * len(settings.lengths)
+                total += slots * kinds * len(settings.methods)
+        return total
+
 
 def _tokens(task: Task, given: dict[str, Any]) -> int:
     settings = Settings(**given)
@@ -97,9 +107,16 @@ PLAN = (
             {
                 **FACTS,
                 "n": 8,
-                "methods": ONCE,
+                "methods": ["heads", "skim", "given", "bm25"],
                 "kinds": KINDS,
                 "lengths": ["4k", "16k", "64k", "256k"],
+            },
+            {
+                **FACTS,
+                "n": 8,
+                "methods": ["heads-reposition", "heads-memory"],
+                "kinds": ["lexical", "paraphrase"],
+                "lengths": ["4k", "16k"],
             },
         ),
     ),
@@ -242,8 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [one for one in PLAN if options.only is None or one.name in options.only]
     if options.what == "list":
         for one in chosen:
-            print(f"{one.name:<16} {one.tokens():>12,} tokens  {one.about}")
-        print(f"{'all':<16} {sum(one.tokens() for one in chosen):>12,} tokens")
+            print(f"{one.name:<16}{one.tokens():>12,} tokens{one.questions():>7,} answers")
+        tokens, answers = (sum(map(f, chosen)) for f in (Run.tokens, Run.questions))
+        print(f"{'all':<16}{tokens:>12,} tokens{answers:>7,} answers")
         return 0
     if options.what == "run":
         model = ql.Model.from_pretrained(
