@@ -54,7 +54,9 @@ def heat_map(
     image = axes.imshow(shares, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
     for y, line in enumerate(cells):
         for x, (hits, n) in enumerate(line):
-            axes.text(x, y, f"{hits}/{n}" if n else "–", ha="center", va="center", fontsize=8)
+            dark = n > 0 and not 0.15 < hits / n < 0.85
+            text = axes.text(x, y, f"{hits}/{n}" if n else "–", ha="center", va="center")
+            text.set(fontsize=8, color="white" if dark else "black")
     axes.set_xticks(range(len(lengths)), [length_name(n) for n in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth} %" for depth in depths])
     axes.set_xlabel("tokens")
