@@ -39,7 +39,8 @@ def test_an_unbuilt_source_tree_says_so(tmp_path: Path) -> None:
     unbuilt = shutil.ignore_patterns("_core*.so", "_libs", "__pycache__")
     shutil.copytree(FOLDER, tmp_path / "quickllama", ignore=unbuilt)
     result = subprocess.run(
-        [sys.executable, "-c", "import quickllama"],
+        # Without the site's import hooks: an editable install's would supply its own core.
+        [sys.executable, "-S", "-c", "import quickllama"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
