@@ -3,7 +3,8 @@
  *     kernels VARIANT THREADS SECONDS SIZE
  *
  * VARIANT: a CPU variant by name; THREADS: of what runs on several; SECONDS: how long each
- * measurement takes at least; SIZE: 1 for what is to be reported, more to divide all large sizes by it.
+ * measurement takes at least; SIZE: 1 for what is to be reported, more to divide all large sizes
+ * by it.
  *
  * What a real model reads from memory is read from memory here: its matrices, keys and values are
  * gone from the caches when they are needed again, so data is walked through in copies. */

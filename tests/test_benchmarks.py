@@ -282,6 +282,9 @@ def test_wrong_options_are_refused(script: str, options: str, words: str) -> Non
     assert result.returncode == 2 and words in result.stderr
 
 
+KERNELS = ("dots", "mix", "linear", "attention")
+
+
 def test_kernels_of_every_variant(tmp_path: Path) -> None:
     pytest.importorskip("scipy_openblas32", reason="the core is built anew with OpenBLAS")
     out = tmp_path / "out.json"
@@ -293,10 +296,8 @@ def test_kernels_of_every_variant(tmp_path: Path) -> None:
     assert variants and {record["variant"] for record in found["kernels"]} == set(variants)
     for variant in variants:
         kernels = {r["kernel"] for r in found["kernels"] if r["variant"] == variant}
-        both = ("dots_{}", "mix_{}", "linear {}", "attention {}")
-        short = [("f32", "float32"), ("bf16", "bfloat16")]
-        expected = {name.format(s[" " in name]) for name in both for s in short}
-        assert expected | {"exp_sum", "rank"} <= kernels
+        expected = {f"{what} {dtype}" for what in KERNELS for dtype in ("float32", "bfloat16")}
+        assert expected | {"dots int8", "mix int8", "exp_sum", "rank"} <= kernels
         assert ("panels.multiply" in kernels) == (variant == "avx512bf16")
     for record in found["kernels"]:
         assert record["seconds"] >= record["best_seconds"] > 0

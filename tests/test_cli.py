@@ -301,7 +301,8 @@ def test_questions_that_cannot_be_asked(
     ("arguments", "named"),
     [
         ([], "COMMAND"),
-        (["read"], "invalid choice"),
+        (["write"], "invalid choice"),
+        (["read"], "FILE, --save"),
         (["ask"], "FILE"),
         (["ask", "file"], "QUESTION"),
         (["ask", "file", "q", "--topk", "many"], "--topk: it must be a whole number"),
