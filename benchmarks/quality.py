@@ -84,6 +84,14 @@ def _tokens(task: Task, given: dict[str, Any]) -> int:
     return round(total)
 
 
+MANUALS: dict[str, Any] = {
+    "facts": HELD_OUT,
+    "texts": Path("heldout"),
+    "depths": [10, 30, 50, 70, 90],
+    "n": 4,
+    "methods": ["heads", "given", "bm25"],
+    "kinds": ["lexical", "paraphrase"],
+}
 FACTS: dict[str, Any] = {"facts": HELD_OUT, "texts": "kjv"}
 PLAN = (
     Run(
@@ -97,6 +105,18 @@ PLAN = (
             {"methods": ["full"], "lengths": ["4k", "16k"], "n": 1},
             {"methods": ["qllm", "infllm"], "lengths": ["128k"], "depths": [50], "n": 1},
             {"methods": ["skim"], "lengths": ["1m"], "depths": [50], "n": 1},
+        ),
+    ),
+    Run(
+        "needle-manuals",
+        "Facts that were kept back, in two manuals (`python benchmarks/texts.py heldout --names "
+        "securing installation`), ten to a text, which is read once.",
+        ("needle",),
+        (
+            {**MANUALS, "lengths": ["4k", "16k", "64k"]},
+            {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kinds": ["absent", "elsewhere"]},
+            {**MANUALS, "lengths": ["64k"], "methods": ["skim"]},
+            {**MANUALS, "lengths": ["128k"], "methods": ["skim", "given", "bm25"], "n": 2},
         ),
     ),
     Run(

@@ -1,6 +1,6 @@
 """Ordinary public texts: manuals out of Debian packages, downloaded and turned into plain text.
 
-    python benchmarks/texts.py FOLDER
+    python benchmarks/texts.py FOLDER [--names NAME ...]
 
 writes one ``.txt`` a manual, and ``texts.json`` with each package's version and the text's SHA-256.
 Needs ``apt-get``, ``dpkg-deb`` and ``beautifulsoup4``.
@@ -67,11 +67,14 @@ def main() -> None:
     """Write the texts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    out: Path = parser.parse_args().folder
+    parser.add_argument("--names", nargs="+", choices=list(PACKAGES), default=list(PACKAGES))
+    options = parser.parse_args()
+    out: Path = options.folder
     out.mkdir(parents=True, exist_ok=True)
     made = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, (package, pages) in PACKAGES.items():
+        for name in options.names:
+            package, pages = PACKAGES[name]
             files, version = fetch(package, Path(scratch))
             text = manual_text(files / pages)
             (out / f"{name}.txt").write_text(text, encoding="utf-8")
