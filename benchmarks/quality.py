@@ -217,7 +217,8 @@ A cell is right answers / questions, their share, and its 95 % interval (Wilson;
 text are not independent, so that the truth may lie further away). All methods of a table were asked
 the same questions about the same texts at each length, as far as they were asked. A model of this
 size misreads much of what it is handed: `given`, the right passage alone, is what finding passages
-could give at best.
+could give at best. The machines did other work at the same time; what speed is like, see
+`python benchmarks/speed.py`.
 """
 
 
@@ -236,10 +237,11 @@ def run(model: ql.Model, one: Run) -> None:
 def page(plan: Sequence[Run]) -> str:
     """The page, from the results that are there."""
     parts = [HEAD]
+    missing = []
     for one in plan:
         files = sorted(one.folder.glob("*.jsonl"))
         if not files:
-            parts.append(f"## {one.name}\n\n{one.about}\n\nNot run yet.\n")
+            missing.append(one.name)
             continue
         results = Results.load(*files)
         about = json.loads((one.folder / "run.json").read_text("utf-8"))
@@ -249,6 +251,8 @@ def page(plan: Sequence[Run]) -> str:
             f"{about['dtype']} weights, {about['threads']} threads, {where['cpu']}, "
             f"commit {where['commit']}.\n"
         )
+    if missing:
+        parts.append(f"## Not run yet\n\n{', '.join(missing)}: `python benchmarks/quality.py list`.\n")
     return "\n".join([*parts, _agreement()])
 
 
