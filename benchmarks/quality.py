@@ -252,7 +252,9 @@ def page(plan: Sequence[Run]) -> str:
             f"commit {where['commit']}.\n"
         )
     if missing:
-        parts.append(f"## Not run yet\n\n{', '.join(missing)}: `python benchmarks/quality.py list`.\n")
+        parts.append(
+            f"## Not run yet\n\n{', '.join(missing)}: `python benchmarks/quality.py list`.\n"
+        )
     return "\n".join([*parts, _agreement()])
 
 
