@@ -141,7 +141,11 @@ def test_ctrl_c_and_again(tmp_path: Path, book: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "quickllama", "read", str(text), "--save", str(book)]
     command += ["--model", str(folder), *WINDOW, "--exc-block-size", "16"]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"}
+        command,
+        cwd=Path(__file__).parent,  # not the source tree, whose package may not be built
+        env={**os.environ, "COLUMNS": "80"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not book.exists() or book.stat().st_size < 200_000:
         assert process.poll() is None
@@ -152,7 +156,9 @@ def test_ctrl_c_and_again(tmp_path: Path, book: Path, folder: Path) -> None:
     assert main(["info", str(book), "--json"]) == 0
     assert main(["ask", str(book), "Wer?", "--model", str(folder)]) == 1
     text.write_text(TEXT * 100, "utf-8")
-    done = subprocess.run([*command, "--quiet"], stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [*command, "--quiet"], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True
+    )
     assert done.returncode == 0 and not done.stderr
     model = ql.Model.from_pretrained(folder)
     assert model.load_document(book).text == TEXT * 100

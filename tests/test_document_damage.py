@@ -256,7 +256,10 @@ def test_two_at_a_time(model: ql.Model, path: Path, folder: Path) -> None:
         "except ql.Busy as problem:\n    print(problem)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(path)], capture_output=True, text=True
+        [sys.executable, "-c", code, str(folder), str(path)],
+        cwd=Path(__file__).parent,  # not the source tree, whose package may not be built
+        capture_output=True,
+        text=True,
     )
     assert "in use by another document" in done.stdout, done.stderr
     for use in (lambda: model.load_document(path), lambda: read(model, store=path)):
@@ -451,6 +454,7 @@ def test_no_memory(folder: Path, saved: Path, tmp_path: Path) -> None:
     tests = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", STARVED, str(folder), str(saved), str(tmp_path / "other.qlm")],
+        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": tests},
