@@ -17,7 +17,10 @@
 #include <time.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 enum { MOST_THREADS = 256, STEPS = 20000, PAGE = 2 << 20 };
@@ -101,6 +104,35 @@ AVX2 static void int8_256(worker *w) {
 
 PRODUCTS(bfloat16_512, AVX512, "vdpbf16ps", 64)
 PRODUCTS(int8_512, AVX512, "vpdpbusd", 128)
+
+/* AMX: tiles of 16 rows of 32 bfloat16 numbers; six of sums, which hide the latency. */
+static void bfloat16_tiles(worker *w) {
+    struct {
+        uint8_t palette, nothing[15];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        config.row_bytes[i] = 64;
+        config.rows[i] = 16;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config) : "memory"); /* all tiles are 0 */
+    do {
+        for (int step = 0; step < STEPS; step++)
+            __asm__ volatile("tdpbf16ps %tmm7, %tmm6, %tmm0\n\ttdpbf16ps %tmm7, %tmm6, %tmm1\n\t"
+                             "tdpbf16ps %tmm7, %tmm6, %tmm2\n\ttdpbf16ps %tmm7, %tmm6, %tmm3\n\t"
+                             "tdpbf16ps %tmm7, %tmm6, %tmm4\n\ttdpbf16ps %tmm7, %tmm6, %tmm5");
+        w->work += 2.0 * 16 * 16 * 32 * 6 * STEPS;
+    } while (now() - w->begin < w->seconds);
+    __asm__ volatile("tilerelease");
+}
+
+/* Whether the CPU has them and the system lets this process use them, which it must ask for. */
+static bool has_tiles(void) {
+    unsigned a, b, c, d, wanted = 1u << 22 | 1u << 24;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & wanted) == wanted &&
+           !syscall(SYS_arch_prctl, 0x1023, 18);
+}
 #else
 MULTIPLY_ADD(float32_128, , 16, 24)
 #endif
@@ -183,6 +215,7 @@ static int tests_of(test *tests) {
     tests[n++] = (test){"float32_512", float32_512, avx512};
     tests[n++] = (test){"int8_256", int8_256, avx2};
     tests[n++] = (test){"bfloat16", bfloat16_512, avx512 && __builtin_cpu_supports("avx512bf16")};
+    tests[n++] = (test){"bfloat16_tiles", bfloat16_tiles, has_tiles()};
     tests[n++] = (test){"int8", int8_512, avx512 && __builtin_cpu_supports("avx512vnni")};
     tests[n++] = (test){"memory", read_memory, avx2};
 #else

@@ -17,6 +17,9 @@ import native
 from report import print_table
 
 MEMORY_BYTES = 256 << 20
+# The limit of a CPU variant that multiplies a type by itself.
+_BFLOAT16 = {"avx512bf16": "bfloat16", "amx": "bfloat16_tiles"}
+_INT8 = {"avx2": "int8_256", "avx512vnni": "int8", "avx512bf16": "int8", "amx": "int8"}
 """Read by each thread: several times the caches of one core's share."""
 
 Limits = dict[str, dict[str, float]]
@@ -53,9 +56,9 @@ def peak(rates: Mapping[str, float], dtype: str, variant: str) -> float | None:
     if dtype == "stored":
         return None
     if dtype not in ("float32", "bfloat16"):
-        return rates.get({"avx512bf16": "int8", "avx2": "int8_256"}.get(variant, ""))
-    if variant == "avx512bf16" and dtype == "bfloat16":
-        return rates.get(dtype)
+        return rates.get(_INT8.get(variant, ""))
+    if dtype == "bfloat16" and variant in _BFLOAT16:
+        return rates.get(_BFLOAT16[variant])
     if variant == "avx2":
         return rates.get("float32_256")
     return max((rate for name, rate in rates.items() if name.startswith("float32")), default=None)

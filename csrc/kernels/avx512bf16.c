@@ -15,7 +15,7 @@
 #define QL_VARIANT              avx512bf16
 #define QL_LANES                16
 #define QL_REGISTERS            32
-#define QL_PANELS               "panels.inc"
+#define QL_MULTIPLY             "multiply_pairs.inc"
 #include "body.inc"
 #else
 typedef int ql_nothing_here; /* a file of C holds at least one declaration */
