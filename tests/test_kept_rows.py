@@ -78,7 +78,8 @@ def test_rounded_as_the_specification_says(
     expected, vectors = specified(mode, kv_dtype, chunk)
     exact, _ = specified(mode, "float32", chunk)
     off = distance(logits, expected)
-    if chunk > 1 and variant in ("naive", "avx512bf16", "amx"):  # queries and probabilities are rounded
+    if chunk > 1 and variant in ("naive", "avx512bf16", "amx"):
+        # Queries and probabilities are rounded, too.
         assert off < 8e-3
         return
     assert off < 4e-4
