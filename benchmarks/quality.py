@@ -31,9 +31,7 @@ PAGE = Path(__file__).parent / "quality" / "README.md"
 RESULTS = PAGE.parent / "results"
 AGREEMENT = RESULTS / "agreement.jsonl"
 HELD_OUT = Path(ql.__file__).parent / "eval" / "tasks" / "needle" / "facts_held_out.toml"
-ONCE = ("heads", "heads-reposition", "heads-memory", "skim", "given", "bm25")
-ANEW = ("qllm", "infllm", "stream", "infinite")
-KINDS = ("lexical", "paraphrase", "two", "distractors", "absent", "elsewhere")
+ANEW = ("qllm", "infllm", "stream")
 RULER = ("multi_key", "multi_value", "multi_query", "variable_tracking", "common_words")
 RULER += ("frequent_words", "fact_qa")
 
@@ -92,7 +90,7 @@ MANUALS: dict[str, Any] = {
     "methods": ["heads", "given", "bm25"],
     "kinds": ["lexical", "paraphrase"],
 }
-FACTS: dict[str, Any] = {"facts": HELD_OUT, "texts": "kjv"}
+FEW: dict[str, Any] = {**MANUALS, "kinds": ["lexical"], "depths": [50], "n": 5}
 PLAN = (
     Run(
         "passkey",
@@ -100,11 +98,11 @@ PLAN = (
         "it, window 1k. The model was trained on texts of up to 8,192 tokens.",
         ("passkey",),
         (
-            {"methods": ["heads", "skim"], "lengths": ["4k", "16k", "64k", "256k"], "n": 1},
-            {"methods": ANEW, "lengths": ["4k", "16k"], "n": 1},
+            {"methods": ["heads", "skim"], "lengths": ["4k", "16k"], "n": 1},
+            {"methods": [*ANEW, "infinite"], "lengths": ["4k", "16k"], "n": 1},
             {"methods": ["full"], "lengths": ["4k", "16k"], "n": 1},
-            {"methods": ["qllm", "infllm"], "lengths": ["128k"], "depths": [50], "n": 1},
-            {"methods": ["skim"], "lengths": ["1m"], "depths": [50], "n": 1},
+            {"methods": ["heads", "skim", "qllm"], "lengths": ["64k"], "depths": [50], "n": 1},
+            {"methods": ["skim"], "lengths": ["256k"], "depths": [50], "n": 1},
         ),
     ),
     Run(
@@ -115,60 +113,22 @@ PLAN = (
         (
             {**MANUALS, "lengths": ["4k", "16k", "64k"]},
             {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kinds": ["absent", "elsewhere"]},
+            {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kinds": ["two", "distractors"]},
             {**MANUALS, "lengths": ["64k"], "methods": ["skim"]},
             {**MANUALS, "lengths": ["128k"], "methods": ["skim", "given", "bm25"], "n": 2},
         ),
     ),
     Run(
-        "needle",
-        "Facts that were kept back, in the Bible, eight to a text, which is read once.",
-        ("needle",),
-        (
-            {
-                **FACTS,
-                "n": 8,
-                "methods": ["heads", "skim", "given", "bm25"],
-                "kinds": KINDS,
-                "lengths": ["4k", "16k", "64k", "256k"],
-            },
-            {
-                **FACTS,
-                "n": 8,
-                "methods": ["heads-reposition", "heads-memory"],
-                "kinds": ["lexical", "paraphrase"],
-                "lengths": ["4k", "16k"],
-            },
-        ),
-    ),
-    Run(
-        "needle-pydoc",
-        "The same facts in Python's documentation, in parts that calibration did not read.",
-        ("needle",),
-        (
-            {
-                "facts": HELD_OUT,
-                "n": 8,
-                "methods": ["heads", "skim", "given", "bm25"],
-                "kinds": KINDS,
-                "lengths": ["4k", "16k", "64k"],
-            },
-        ),
-    ),
-    Run(
         "needle-anew",
-        "The same facts and the Bible, fewer questions: the paper's modes read it anew for each.",
+        "The same facts and manuals, few questions: the paper's modes read the text anew for each.",
         ("needle",),
         (
-            {
-                **FACTS,
-                "methods": ["heads", "skim", "given", *ANEW],
-                "lengths": ["4k", "8k", "16k", "32k"],
-            },
-            {**FACTS, "methods": ["full"], "lengths": ["4k", "8k"]},
-            {**FACTS, "methods": ["qllm"], "lengths": ["4k", "8k"], "mask": "authors"},
-            {**FACTS, "methods": ["qllm"], "lengths": ["4k", "8k"], "question_weight": 4.0},
-            {**FACTS, "methods": ["qllm"], "lengths": ["4k", "8k"], "window": "512"},
-            {**FACTS, "methods": ["qllm"], "lengths": ["4k", "8k"], "window": "2k"},
+            {**FEW, "methods": ["heads", "given", *ANEW], "lengths": ["4k", "16k"]},
+            {**FEW, "methods": ["full"], "lengths": ["4k"]},
+            {**FEW, "methods": ["qllm"], "lengths": ["4k"], "mask": "authors"},
+            {**FEW, "methods": ["qllm"], "lengths": ["4k"], "question_weight": 4.0},
+            {**FEW, "methods": ["qllm"], "lengths": ["4k"], "window": "512"},
+            {**FEW, "methods": ["qllm"], "lengths": ["4k"], "window": "2k"},
         ),
     ),
     Run(
@@ -176,34 +136,27 @@ PLAN = (
         "One line of a JSON object.",
         ("key_value",),
         (
-            {"methods": ONCE, "lengths": ["4k", "16k", "64k"]},
-            {"methods": ["qllm", "infllm", "stream"], "lengths": ["4k", "16k"]},
-            {"methods": ["full"], "lengths": ["4k"]},
+            {"methods": ["heads", "skim", "given"], "lengths": ["4k", "16k"], "n": 2},
+            {"methods": ["qllm", "full"], "lengths": ["4k"], "n": 2},
         ),
     ),
     Run(
         "babi",
         "What people did in a simulation, spread over ordinary text.",
         ("babi",),
-        (
-            {"methods": ["heads", "skim", "given"], "lengths": ["4k", "16k"], "n": 4},
-            {"methods": ["full", "qllm"], "lengths": ["4k"], "n": 4},
-        ),
+        ({"methods": ["heads", "given", "full"], "lengths": ["4k"], "n": 1},),
     ),
     Run(
         "ruler",
         "RULER's families.",
         RULER,
-        (
-            {"methods": ["heads", "skim"], "lengths": ["4k", "16k"], "n": 4},
-            {"methods": ["full", "qllm"], "lengths": ["4k"], "n": 4},
-        ),
+        ({"methods": ["heads", "full"], "lengths": ["4k"], "n": 1},),
     ),
     Run(
         "verses",
         "Verses of the Bible, by label and by words.",
         ("verses",),
-        ({"methods": ["heads", "skim", "given", "bm25"], "lengths": ["4k", "16k", "64k"]},),
+        ({"methods": ["heads", "skim", "given", "bm25"], "lengths": ["4k", "16k"], "n": 2},),
     ),
 )
 
