@@ -111,15 +111,17 @@ def test_every_mode(model: ql.Model, path: Path, mode: str, kv_dtype: str) -> No
         np.testing.assert_array_equal(*(fork.feed([1, 2, 3]) for fork in forks))
 
 
-def test_read_for_a_question(model: ql.Model, path: Path) -> None:
-    options = {"question": QUESTION, "memory": PAPER}
+@pytest.mark.parametrize("keep", [False, True])
+def test_read_for_a_question(model: ql.Model, path: Path, keep: bool) -> None:
+    memory = dataclasses.replace(PAPER, n_init=3, keep_query_tokens=keep)
+    options = {"question": QUESTION, "memory": memory}
     document = read(model, **options)
     kept = read(model, **options, store=path)
     loaded = [kept]
     document.save(path.with_name("saved"))
     loaded.append(model.load_document(path.with_name("saved")))
     for other in loaded:
-        assert other.question == QUESTION
+        assert other.question == QUESTION and other.memory.keep_query_tokens is keep
         assert same(other.ask(max_new_tokens=8), document.ask(max_new_tokens=8))
     short = read(model, "Kurz.", **options)  # its question is still to be read
     short.save(path.with_name("short"))

@@ -90,20 +90,32 @@ static bool create(session_object *self, const session_options *given) {
 }
 
 static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {
-        "model", "mode",      "n_init",         "n_local",         "block_size",
-        "topk",  "repr_topk", "exc_block_size", "lookup_interval", "question_weight",
-        "mask",  "kv_dtype",  "query_span",     "trace",           "skim_heads",
-        NULL};
+    static char *names[] = {"model",
+                            "mode",
+                            "n_init",
+                            "n_local",
+                            "block_size",
+                            "topk",
+                            "repr_topk",
+                            "exc_block_size",
+                            "lookup_interval",
+                            "question_weight",
+                            "keep_query_tokens",
+                            "mask",
+                            "kv_dtype",
+                            "query_span",
+                            "trace",
+                            "skim_heads",
+                            NULL};
     PyObject *model = NULL;
     session_options given = {0};
     module_state *state = PyType_GetModuleState(type);
     if (!state ||
         !PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$OOOOOOOOOOOOOO:Session", names, &model, &given.mode, &given.n_init,
+            args, kwargs, "O|$OOOOOOOOOOOOOOO:Session", names, &model, &given.mode, &given.n_init,
             &given.n_local, &given.block_size, &given.topk, &given.repr_topk, &given.exc_block_size,
-            &given.lookup_interval, &given.question_weight, &given.mask, &given.kv_dtype,
-            &given.query_span, &given.trace, &given.skim_heads)) {
+            &given.lookup_interval, &given.question_weight, &given.keep_query_tokens, &given.mask,
+            &given.kv_dtype, &given.query_span, &given.trace, &given.skim_heads)) {
         return NULL;
     }
     PyObject *const *options = (PyObject *const *)&given;
@@ -361,8 +373,8 @@ static PyObject *session_question_vector(PyObject *object, PyObject *layer) {
 
 static const char session_doc[] =
     "Session(model, *, mode, n_init, n_local, block_size, topk, repr_topk, exc_block_size,\n"
-    "        lookup_interval, question_weight, mask, kv_dtype, query_span=None, trace=False,\n"
-    "        skim_heads=None)\n"
+    "        lookup_interval, question_weight, keep_query_tokens, mask, kv_dtype,\n"
+    "        query_span=None, trace=False, skim_heads=None)\n"
     "--\n\n"
     "One timeline of tokens over a model: what was read, as the memory of the chosen mode\n"
     "keeps it.\n\n"
@@ -371,6 +383,7 @@ static const char session_doc[] =
     "n_init, n_local, block_size, exc_block_size, repr_topk: tokens; topk: blocks.\n"
     "lookup_interval: tokens; of those that come one at a time, each so manieth looks blocks up.\n"
     "question_weight: the paper's beta. mask: 'exact' or 'authors'.\n"
+    "keep_query_tokens: of qllm: attend to the question's tokens wherever they lie.\n"
     "kv_dtype: 'float32', 'bfloat16' or 'int8'.\n"
     "query_span: (start, end) of the question, counted from the session's first token.\n"
     "trace: keep a TraceRecord per execution chunk and layer.\n"
