@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_document import MEMORY, PAPER, QUESTION, assert_same_bits, same, state
+from test_document import MEMORY, PAPER, QUESTION, asked_by_threads, assert_same_bits, same, state
 from test_skim import EVERY_HEAD, assert_same_numbers
 from test_skim import MEMORY as SKIM_MEMORY
-from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents import keeping
@@ -24,13 +22,6 @@ from quickllama.prompt import PASSAGES_PROMPT, text_tokens
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor 😀 quer über den großen Sylter Deich. Ende <|end|> nie. " * 60
 LIMIT = 20_000  # bytes; a page of the tiny model has 4,096
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
 
 
 def loaded_model(folder: Path, **options: Any) -> ql.Model:
@@ -286,18 +277,8 @@ def test_threads_ask_a_loaded_document(model: ql.Model, path: Path) -> None:
     document.save(path)
     loaded = model.load_document(path, ram_limit="5KB")
     questions = ["Wer?", "Wo 12?", "Warum denn nicht, du?", "x"]
-    serial = {question: document.ask(question, max_new_tokens=8) for question in questions}
-    found: dict[str, ql.Answer] = {}
-
-    def work(question: str) -> None:
-        found[question] = loaded.ask(question, max_new_tokens=8)
-
-    threads = [threading.Thread(target=work, args=(question,)) for question in questions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(same(found[q], serial[q]) for q in questions)
+    serial = [document.ask(question, max_new_tokens=8) for question in questions]
+    assert all(map(same, asked_by_threads(loaded, questions, max_new_tokens=8), serial))
 
 
 def test_another_cpu_is_noted(folder: Path, model: ql.Model, path: Path) -> None:
