@@ -24,6 +24,7 @@ typedef struct ql_attention {
     /* Contiguous positions up to that of the last query; keys rotated to their positions. */
     const ql_span *local;
     int n_global, n_local; /* spans */
+    int64_t most_global;   /* global keys that the scratch was measured for: at least those here */
     float *out;            /* [T, H*D] */
     float
         *local_mass; /* [H, local keys]: each key's probability summed over the queries; or NULL */

@@ -54,11 +54,32 @@ static ql_status tables(ql_memory *m, ql_error *err) {
     return status;
 }
 
-/* Most spans of a chunk: retrieved blocks, first tokens, remainder, window. */
+/* The question's tokens in blocks that every layer attends to: [begin, end). Those that are first
+ * tokens or still wait are attended to in any case. */
+static void kept_question(const ql_memory *m, int64_t *begin, int64_t *end) {
+    bool keeps = m->config.mode == QL_QLLM && m->config.keep_query_tokens && m->n_blocks > 0;
+    *begin = keeps ? max64(m->question.begin, m->config.n_init) : 0;
+    *end = keeps ? max64(*begin, min64(m->question.end, ql_memory_first_waiting(m))) : 0;
+}
+
+/* Most global keys of a chunk in a layer. */
+static int64_t most_global(const ql_memory *m) {
+    if (ql_memory_sinks_only(m)) return min64(m->config.n_init, m->n_tokens);
+    if (!ql_memory_has_blocks(m)) return 0;
+    int64_t begin, end, gone = m->n_tokens + m->chunk - m->config.n_local;
+    kept_question(m, &begin, &end);
+    return (int64_t)retrieved(m) * m->config.block_size + m->n_first + (end - begin) +
+           max64(0, gone - ql_memory_first_waiting(m));
+}
+
+/* Most spans of a chunk: retrieved blocks, first tokens, question, remainder, window. */
 static size_t most_spans(const ql_memory *m) {
-    int64_t pages = ql_memory_full(m) ? m->n_tokens + m->chunk
-                                      : m->config.n_local + 2 * (m->config.block_size + m->chunk);
-    return (size_t)(retrieved(m) + 8 + 2 * (pages / m->kv.page_tokens + 2));
+    int64_t begin, end,
+        pages = ql_memory_full(m) ? m->n_tokens + m->chunk
+                                  : m->config.n_local + 2 * (m->config.block_size + m->chunk);
+    kept_question(m, &begin, &end);
+    return (size_t)(retrieved(m) + 10 + (end - begin) / m->kv.page_tokens +
+                    2 * (pages / m->kv.page_tokens + 2));
 }
 
 ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
@@ -197,8 +218,23 @@ static int add_spans(const ql_memory *m, int layer, ql_span *spans, int n, int64
     return n;
 }
 
-/* Step 3: {retrieved blocks, first tokens, remainder}, in this order: the remainder last, since
- * masks hide its end. */
+/* Appends what is kept of the question, but for what lies in the retrieved blocks (ascending). */
+static int add_question(const ql_memory *m, int layer, ql_span *spans, int n,
+                        const int32_t *blocks) {
+    int64_t begin, end, P = m->config.block_size;
+    kept_question(m, &begin, &end);
+    for (int i = 0; begin < end;) {
+        int64_t block = (begin - m->config.n_init) / P,
+                stop = min64(end, m->config.n_init + (block + 1) * P);
+        while (i < retrieved(m) && blocks[i] < block) i++;
+        if (i == retrieved(m) || blocks[i] > block) n = add_spans(m, layer, spans, n, begin, stop);
+        begin = stop;
+    }
+    return n;
+}
+
+/* Step 3: {retrieved blocks, first tokens, question, remainder}, in this order: the remainder last,
+ * since masks hide its end. */
 static int global_spans(const ql_memory *m, int layer, ql_span *spans, const int32_t *blocks) {
     if (ql_memory_full(m)) return 0;
     if (ql_memory_sinks_only(m))
@@ -209,6 +245,7 @@ static int global_spans(const ql_memory *m, int layer, ql_span *spans, const int
         n = add_spans(m, layer, spans, n, token, token + P);
     }
     n = add_spans(m, layer, spans, n, 0, m->n_first);
+    n = add_question(m, layer, spans, n, blocks);
     int64_t waiting = ql_memory_first_waiting(m);
     return add_spans(m, layer, spans, n, waiting,
                      max64(waiting, m->n_tokens + m->chunk - m->config.n_local));
@@ -250,6 +287,7 @@ void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const
         .far_sin = m->far_sin,
         .global = m->spans,
         .n_global = n_global,
+        .most_global = most_global(m),
         .local = m->spans + n_global,
         .n_local = n_local,
         .out = out,
@@ -264,11 +302,7 @@ void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const
 }
 
 size_t ql_memory_scratch(const ql_memory *m) {
-    int64_t n_global = ql_memory_sinks_only(m) ? min64(m->config.n_init, m->n_tokens) : 0;
-    if (ql_memory_has_blocks(m))
-        n_global =
-            (int64_t)retrieved(m) * m->config.block_size + m->n_first +
-            max64(0, m->n_tokens + m->chunk - m->config.n_local - ql_memory_first_waiting(m));
+    int64_t n_global = most_global(m);
     if (m->chunk == 1)
         return ql_pieces_scratch(m->heads, n_global + local_keys(m), (int)m->spans_capacity);
     return ql_tiles_scratch(m->kernels, m->heads, m->config.kv_dtype, m->n_threads, m->chunk,

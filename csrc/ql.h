@@ -157,6 +157,10 @@ typedef struct ql_memory_config {
      * 0: at every token, as in the paper. */
     int lookup_interval;
     float question_weight; /* the paper's beta */
+    /* Of QL_QLLM: every chunk attends to the question's tokens, wherever they lie (the paper's Q in
+     * M = [G, Q, R, L]); without it, once they are in blocks, only if these are retrieved (the
+     * published code). */
+    bool keep_query_tokens;
     /* Keys and values: QL_F32, QL_BF16, or QL_INT8 with a float32 scale for each key and value of a
      * token and kv head. What there is little of, the window's rotated keys and the blocks'
      * vectors, is QL_BF16 in the last case, too. */

@@ -328,10 +328,12 @@ static void sum_mass(const tiles *x) {
 
 /* ---- all of it ---- */
 
+/* Laid out for most_global keys: what fewer of them need is not always less. */
 static plan plan_of(const ql_attention *a) {
-    return make_plan(a->kernels, a->heads, a->dtype, a->n_tokens,
-                     ql_count_keys(a->global, a->n_global), ql_count_keys(a->local, a->n_local),
-                     a->reach);
+    plan p = make_plan(a->kernels, a->heads, a->dtype, a->n_tokens, a->most_global,
+                       ql_count_keys(a->local, a->n_local), a->reach);
+    p.global.n = ql_count_keys(a->global, a->n_global);
+    return p;
 }
 
 size_t ql_tiles_scratch(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype, int n_threads,

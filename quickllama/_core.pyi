@@ -71,6 +71,7 @@ class Session:
         exc_block_size: int,
         lookup_interval: int,
         question_weight: float,
+        keep_query_tokens: bool,
         mask: str,
         kv_dtype: str,
         query_span: tuple[int, int] | None = None,
@@ -126,6 +127,8 @@ class Session:
     def lookup_interval(self) -> int: ...
     @property
     def question_weight(self) -> float: ...
+    @property
+    def keep_query_tokens(self) -> bool: ...
     @property
     def mask(self) -> str: ...
     @property

@@ -179,6 +179,9 @@ class MemoryConfig:
       last. 1: at every token, as in the paper; more makes writing after long texts faster.
     * ``question_weight``: the paper's β (section 3.2). None: 4 for Llama 3, else 1, as in the
       paper's experiments; a session's model decides.
+    * ``keep_query_tokens``: in mode ``qllm``, attend to the question's tokens in every chunk,
+      wherever they lie, as the paper says; False: as the published code, only while they are
+      first tokens, in the window, or in a block that is retrieved.
     * ``mask``: ``exact`` attends to every key once; ``authors`` is the published code, in which
       every query of a chunk sees all keys that leave the window during the chunk.
 
@@ -194,6 +197,7 @@ class MemoryConfig:
     exc_block_size: int = _DEFAULT_WINDOW["exc_block_size"]
     lookup_interval: int = 1
     question_weight: float | None = None
+    keep_query_tokens: bool = False
     mask: str = "exact"
 
     def __post_init__(self) -> None:
@@ -210,6 +214,7 @@ class MemoryConfig:
             ("lookup_interval", 1),
         ):
             put(self, name, checks.integer(name, getattr(self, name), low))
+        checks.flag("keep_query_tokens", self.keep_query_tokens)
         if self.exc_block_size > self.n_local:
             raise InvalidValue(
                 f"exc_block_size {self.exc_block_size} must be at most n_local {self.n_local}: a "

@@ -196,6 +196,7 @@ class Model(_core.Model):
             exc_block_size=decided.exc_block_size,
             lookup_interval=decided.lookup_interval,
             question_weight=1.0 if weight is None else weight,
+            keep_query_tokens=decided.keep_query_tokens,
             mask=decided.mask,
             query_span=query_span,
             kv_dtype=kv_dtype_name(KV_DTYPE if kv_dtype is None else kv_dtype),

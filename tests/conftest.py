@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import pytest
+from tiny_folder import write_folder
 
 from quickllama.tokenizer import Tokenizer
 
@@ -40,3 +41,11 @@ def smollm2_metadata(smollm2_path: Path) -> dict[str, Any]:
 def smollm2(smollm2_metadata: dict[str, Any]) -> Tokenizer:
     """The tokenizer of SmolLM2-135M-Instruct."""
     return Tokenizer.from_gguf(smollm2_metadata)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model as HuggingFace keeps it, for all tests of a file."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_folder(path)
+    return path

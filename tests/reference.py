@@ -49,6 +49,7 @@ class Memory:
     exc_block_size: int = 512  # m, at most n_local
     lookup_interval: int = 1  # not in the paper: of single tokens, every so manieth looks up
     question_weight: float = 1.0  # the paper's beta
+    keep_query_tokens: bool = False  # the paper's Q in M = [G, Q, R, L]; the authors' code: False
     mask: str = "exact"  # or "authors"
     kv_dtype: str = "float32"  # of keys and values: or "bfloat16", "int8"
 
@@ -196,7 +197,7 @@ class LayerMemory:
         retrieved, block_scores = self.lookup(far_queries, first)
         global_parts = [
             *self.first_token_parts(queries, first),
-            *self.far_parts(far_queries, first, retrieved),
+            *self.far_parts(far_queries, first, retrieved, span),
         ]
         output, probabilities = joint_attention([local, *global_parts])  # steps 3 and 4
         window = slice(self.length - local.keys.shape[1], None)
@@ -245,8 +246,11 @@ class LayerMemory:
         values = self.values[:, : len(positions)]
         yield Part(queries, self.memory.kept(keys), values, distance >= n_local)
 
-    def far_parts(self, far_queries: Floats, first: int, retrieved: Ints) -> Iterator[Part]:
-        """Step 3, infllm and qllm: retrieved blocks, first tokens, remainder, all n_local-1 away.
+    def far_parts(
+        self, far_queries: Floats, first: int, retrieved: Ints, span: Span
+    ) -> Iterator[Part]:
+        """Step 3, infllm and qllm: retrieved blocks, first tokens, remainder, all n_local-1 away;
+        with keep_query_tokens also those tokens of the question that lie in no retrieved block.
 
         The remainder are the oldest waiting tokens, which the window of the chunk's *last* query
         has left. An earlier query of the chunk may still see some of them locally: mask "exact"
@@ -258,13 +262,20 @@ class LayerMemory:
         remainder_end = self.blocks_end + max(self.waiting - n_local, 0)
         remainder = np.arange(self.blocks_end, remainder_end)
         in_blocks = (self.init_end + retrieved[:, None] * size + np.arange(size)).reshape(-1)
-        tokens = np.concatenate([in_blocks, np.arange(self.init_end), remainder])
+        question = np.setdiff1d(self.question_in_blocks(span), in_blocks)
+        tokens = np.concatenate([in_blocks, np.arange(self.init_end), question, remainder])
         distance = np.arange(first, self.length)[:, None] - tokens[None, :]  # [m, n]
         visible = np.ones_like(distance, dtype=bool)
         if self.memory.mask == "exact":
             visible = distance >= n_local
         keys = self.memory.kept(self.keys[:, tokens])
         yield Part(far_queries, keys, self.values[:, tokens], visible)
+
+    def question_in_blocks(self, span: Span) -> Ints:
+        """The question's tokens that are neither first tokens nor waiting, if they are kept."""
+        if not self.memory.keep_query_tokens or self.memory.mode != "qllm" or span is None:
+            return np.arange(0)
+        return np.arange(max(span[0], self.init_end), min(span[1], self.blocks_end))
 
     # -- lookup
 

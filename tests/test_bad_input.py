@@ -146,6 +146,7 @@ def test_logits_to_keep(keep: Any, kind: type[ql.Error], words: str) -> None:
         ({"question_weight": 10**400}, ql.InvalidValue, "question_weight is too large"),
         ({"question_weight": "1"}, ql.InvalidType, "question_weight must be a number, not str"),
         ({"question_weight": True}, ql.InvalidType, "question_weight must be a number, not bool"),
+        ({"keep_query_tokens": 1}, ql.InvalidType, "keep_query_tokens must be True or"),
         ({"mode": "quick"}, ql.InvalidValue, "mode is 'quick'; expected one of 'full', 'stream'"),
         ({"mode": 4}, ql.InvalidType, "mode must be a str, not int"),
         ({"mask": "none"}, ql.InvalidValue, "mask is 'none'; expected one of 'exact', 'authors'"),

@@ -40,13 +40,6 @@ QUESTION = "Où?"
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 8
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
-
-
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
@@ -212,12 +205,20 @@ def test_json_of_a_text_read_once(
             assert shown[name] == expected[name]
 
 
-@pytest.mark.parametrize("option", [["--memory", "qllm"], ["--topk", "3"], ["--mask", "exact"]])
+LOOKUP_OPTIONS = (
+    *(["--memory", "qllm"], ["--topk", "3"], ["--mask", "exact"]),
+    *(["--keep-query-tokens"], ["--no-keep-query-tokens"]),
+)
+
+
+@pytest.mark.parametrize("option", LOOKUP_OPTIONS)
 def test_options_of_the_paper_read_its_way(
     option: list[str], text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert once(text, folder, *option, "--json", "--quiet") == 0
-    assert json.loads(capsys.readouterr().out)["reread_all"]
+    told = json.loads(capsys.readouterr().out)
+    assert told["reread_all"]
+    assert told["memory"]["keep_query_tokens"] is (option == ["--keep-query-tokens"])
     assert once(text, folder, "--json", "--quiet") == 0
     assert not json.loads(capsys.readouterr().out)["reread_all"]
 

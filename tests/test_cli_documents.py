@@ -12,20 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.cli import main
 
 WINDOW = ["--n-init", "8", "--n-local", "64", "--block-size", "16"]
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 30
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
 
 
 @pytest.fixture

@@ -299,6 +299,7 @@ def test_question_weight_depends_on_the_model() -> None:
         ({"block_size": 0}, InvalidValue, "block_size"),
         ({"topk": -1}, InvalidValue, "topk"),
         ({"topk": 2.5}, InvalidType, "topk"),
+        ({"keep_query_tokens": 1}, InvalidType, "keep_query_tokens must be True or False"),
         ({"question_weight": -0.5}, InvalidValue, "question_weight"),
         ({"question_weight": math.inf}, InvalidValue, "question_weight"),
         ({"question_weight": "1"}, InvalidType, "question_weight"),

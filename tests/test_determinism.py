@@ -47,6 +47,9 @@ MEMORIES = {
     **{mode: ql.MemoryConfig(mode=mode, **SIZES) for mode in MODES},
     "qllm, authors' mask": ql.MemoryConfig(mode="qllm", mask="authors", **SIZES),
     "qllm, few look-ups": ql.MemoryConfig(mode="qllm", lookup_interval=3, **SIZES),
+    "qllm, question kept": ql.MemoryConfig(
+        mode="qllm", keep_query_tokens=True, **{**SIZES, "n_init": 3}
+    ),
 }
 
 # Weights' dtype, that of keys and values, and memories; weights of few bits know nothing of these.

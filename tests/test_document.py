@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompts import paper_prompt
 from small_tokenizers import KINDS, pieces, small_tokenizer, texts
-from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents.growing_text import GrowingText
@@ -27,9 +28,7 @@ QUESTION = "Wer jagt wen?"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ql.Model:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(folder)
+def model(folder: Path) -> ql.Model:
     return ql.Model.from_pretrained(folder, dtype="float32", n_threads=1)
 
 
@@ -55,6 +54,32 @@ def state(document: ql.Document) -> list[Any]:
 def assert_same_bits(first: ql.Document, second: ql.Document) -> None:
     for one, other in zip(state(first), state(second), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def asked_by_threads(
+    document: ql.Document, questions: Sequence[str], **options: Any
+) -> list[ql.Answer]:
+    """The answers, each from a thread of its own."""
+    with ThreadPoolExecutor(len(questions)) as pool:
+        return list(pool.map(lambda question: document.ask(question, **options), questions))
+
+
+def whole_and_interrupted(read: Callable[..., ql.Document]) -> tuple[ql.Document, ql.Document]:
+    """TEXT read at once, and read on after an interruption."""
+    seen: list[tuple[int, int]] = []
+    whole = read(TEXT, progress=lambda *done: seen.append(done))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1] and len(seen) > 5
+
+    def stop(done: int, total: int) -> None:
+        if done > 300:
+            raise KeyboardInterrupt
+
+    stopped = read(TEXT[:60])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.append(TEXT[60:], progress=stop)
+    stopped.append("")
+    return whole, stopped
 
 
 # The text -----------------------------------------------------------------------------------------
@@ -143,22 +168,7 @@ def test_what_cannot_be_read(model: ql.Model) -> None:
 
 
 def test_progress_and_an_interruption(model: ql.Model) -> None:
-    seen: list[tuple[int, int]] = []
-    document = model.read(
-        TEXT, memory=MEMORY, progress=lambda done, total: seen.append((done, total))
-    )
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1][0] == seen[-1][1] and len(seen) > 5
-
-    def stop(done: int, total: int) -> None:
-        if done > 300:
-            raise KeyboardInterrupt
-
-    stopped = model.read(TEXT[:60], memory=MEMORY)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.append(TEXT[60:], progress=stop)
-    stopped.append("")
-    assert_same_bits(stopped, document)
+    assert_same_bits(*whole_and_interrupted(partial(model.read, memory=MEMORY)))
 
 
 # Questions ----------------------------------------------------------------------------------------
@@ -171,17 +181,8 @@ def test_threads_get_the_serial_answers(model: ql.Model, use: str) -> None:
     ask = {"use": use, "passages": 2, "max_new_tokens": 16}
     serial = [document.ask(question, **ask) for question in questions]
     document.append("")  # a new snapshot
-    answers: dict[str, ql.Answer] = {}
-
-    def work(question: str) -> None:
-        answers[question] = document.ask(question, **ask)
-
-    threads = [threading.Thread(target=work, args=(question,)) for question in questions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(same(answers[q], one) for q, one in zip(questions, serial, strict=True))
+    answers = asked_by_threads(document, questions, **ask)
+    assert all(map(same, answers, serial))
     assert len({tuple(answer.tokens) for answer in serial}) > 1  # the question matters
 
 

@@ -28,13 +28,6 @@ from quickllama.documents.volume_file import PAGE, Slot, VolumeFile
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def model(folder: Path) -> ql.Model:
     return loaded_model(folder)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_document import MEMORY, PAPER, QUESTION, assert_same_bits, same, state
+from test_document import MEMORY, PAPER, QUESTION, asked_by_threads, assert_same_bits, same, state
 from test_skim import EVERY_HEAD, assert_same_numbers
 from test_skim import MEMORY as SKIM_MEMORY
-from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents import keeping
@@ -24,13 +22,6 @@ from quickllama.prompt import PASSAGES_PROMPT, text_tokens
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor 😀 quer über den großen Sylter Deich. Ende <|end|> nie. " * 60
 LIMIT = 20_000  # bytes; a page of the tiny model has 4,096
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
 
 
 def loaded_model(folder: Path, **options: Any) -> ql.Model:
@@ -111,15 +102,17 @@ def test_every_mode(model: ql.Model, path: Path, mode: str, kv_dtype: str) -> No
         np.testing.assert_array_equal(*(fork.feed([1, 2, 3]) for fork in forks))
 
 
-def test_read_for_a_question(model: ql.Model, path: Path) -> None:
-    options = {"question": QUESTION, "memory": PAPER}
+@pytest.mark.parametrize("keep", [False, True])
+def test_read_for_a_question(model: ql.Model, path: Path, keep: bool) -> None:
+    memory = dataclasses.replace(PAPER, n_init=3, keep_query_tokens=keep)
+    options = {"question": QUESTION, "memory": memory}
     document = read(model, **options)
     kept = read(model, **options, store=path)
     loaded = [kept]
     document.save(path.with_name("saved"))
     loaded.append(model.load_document(path.with_name("saved")))
     for other in loaded:
-        assert other.question == QUESTION
+        assert other.question == QUESTION and other.memory.keep_query_tokens is keep
         assert same(other.ask(max_new_tokens=8), document.ask(max_new_tokens=8))
     short = read(model, "Kurz.", **options)  # its question is still to be read
     short.save(path.with_name("short"))
@@ -284,18 +277,8 @@ def test_threads_ask_a_loaded_document(model: ql.Model, path: Path) -> None:
     document.save(path)
     loaded = model.load_document(path, ram_limit="5KB")
     questions = ["Wer?", "Wo 12?", "Warum denn nicht, du?", "x"]
-    serial = {question: document.ask(question, max_new_tokens=8) for question in questions}
-    found: dict[str, ql.Answer] = {}
-
-    def work(question: str) -> None:
-        found[question] = loaded.ask(question, max_new_tokens=8)
-
-    threads = [threading.Thread(target=work, args=(question,)) for question in questions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(same(found[q], serial[q]) for q in questions)
+    serial = [document.ask(question, max_new_tokens=8) for question in questions]
+    assert all(map(same, asked_by_threads(loaded, questions, max_new_tokens=8), serial))
 
 
 def test_another_cpu_is_noted(folder: Path, model: ql.Model, path: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 from test_document import assert_same_bits
 from test_document_file import TEXT, loaded_model
 from test_document_file import read as read_text
-from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents import keeping
@@ -28,9 +27,7 @@ def read(model: ql.Model, text: str = BOOK, **options: Any) -> ql.Document:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ql.Model:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(folder)
+def model(folder: Path) -> ql.Model:
     return loaded_model(folder)
 
 

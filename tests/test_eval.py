@@ -166,6 +166,7 @@ def test_an_evaluation_goes_on_where_it_stopped(
         {"window": "512"},
         {"mask": "authors"},
         {"question_weight": 2.0},
+        {"keep_query_tokens": True},
         {"question_position": "after"},
         {"kv_dtype": "float32"},
         {"prompt": PASSAGES_PROMPT + " "},

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents.answer import sentences
@@ -129,9 +128,7 @@ def test_sentences_leave_only_white_space_out(text: str, data: st.DataObject) ->
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ql.Model:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(folder)
+def model(folder: Path) -> ql.Model:
     return ql.Model.from_pretrained(folder, dtype="float32", n_threads=1)
 
 

@@ -35,13 +35,6 @@ def weights() -> dict[str, Any]:
     return dict(random_weights(CONFIG, 3))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
-
-
 # From arrays --------------------------------------------------------------------------------------
 
 

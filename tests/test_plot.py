@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents.asking import rank_for
@@ -29,13 +28,6 @@ SKIM = dataclasses.replace(BLOCKS, mode="stream")
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Ende <|end|> nie. " * 12
 HEADS = ((1, 3), (0, 2))
 SURE = FoundRule((0.0, 0.0, 0.0), 9.0, 0.5)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ def memories(draw: st.DrawFn, mode: str) -> dict[str, Any]:
         "exc_block_size": draw(st.integers(1, n_local)),
         "lookup_interval": draw(st.integers(1, 4)),
         "question_weight": draw(st.sampled_from([0.0, 0.5, 4.0])),
+        "keep_query_tokens": draw(st.booleans()),
         "mask": draw(st.sampled_from(["exact", "authors"])),
     }
 

@@ -64,13 +64,16 @@ def assert_same(one: list[Any], other: list[Any]) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("mode", [*MODES, "skim"])
+@pytest.mark.parametrize("mode", [*MODES, "skim", "question kept"])
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
 def test_a_session_goes_on_where_the_saved_one_stood(
     model: _core.Model, mode: str, kv_dtype: str, tmp_path: Path
 ) -> None:
     settings = {**(SKIM if mode == "skim" else {"mode": mode}), "kv_dtype": kv_dtype}
-    question = {"query_span": (3, 9)} if mode == "qllm" else {}
+    if mode == "question kept":
+        settings |= {"mode": "qllm", "keep_query_tokens": True}
+    asks = settings["mode"] == "qllm"
+    question = {"query_span": (3, 9)} if asks else {}
     for count in (9, EXC, COUNT, COUNT + 7, 2 * COUNT + 1):
         session = core_session(model, **settings)
         session.read(ids(count), **question)
@@ -87,7 +90,7 @@ def test_a_session_goes_on_where_the_saved_one_stood(
         expected = results(session, mode == "skim")
         for other in (again, mapped, fork):
             assert_same(results(other, mode == "skim"), expected)
-        if mode in ("infllm", "qllm") and count > COUNT:
+        if (asks or mode == "infllm") and count > COUNT:
             assert 0 < volume.nbytes <= 4 * 8192 and mapped.nbytes < session.nbytes
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_document import same
-from tiny_folder import write_folder
+from test_document import TEXT, asked_by_threads, same, whole_and_interrupted
 
 import quickllama as ql
 from quickllama.cli import main
@@ -23,17 +22,9 @@ from quickllama.prompt import PASSAGES_PROMPT
 
 MEMORY = ql.MemoryConfig(mode="stream", n_init=8, n_local=48, block_size=16, exc_block_size=32)
 BLOCKS = dataclasses.replace(MEMORY, mode="infllm", topk=0)
-TEXT = "Zwölf Boxkämpfer jagen Viktor 😀 quer über den großen Sylter Deich. Ende <|end|> nie. " * 12
 EVERY_HEAD = tuple((layer, head) for layer in range(2) for head in range(4))
 SURE = FoundRule((0.0, 0.0, 0.0), 9.0, 0.5)
 NEVER = FoundRule((0.0, 0.0, 0.0), -9.0, 0.5)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(path)
-    return path
 
 
 @pytest.fixture
@@ -80,19 +71,7 @@ def test_it_does_not_matter_how_a_text_arrives(model: ql.Model) -> None:
 
 
 def test_an_interruption_changes_nothing(model: ql.Model) -> None:
-    seen: list[tuple[int, int]] = []
-    whole = model.skim(TEXT, memory=MEMORY, progress=lambda *done: seen.append(done))
-    assert seen[-1][0] == seen[-1][1] and len(seen) > 5
-
-    def stop(done: int, total: int) -> None:
-        if done > 300:
-            raise KeyboardInterrupt
-
-    stopped = model.skim(TEXT[:60], memory=MEMORY)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.append(TEXT[60:], progress=stop)
-    stopped.append("")
-    assert_same_numbers(stopped, whole)
+    assert_same_numbers(*whole_and_interrupted(partial(model.skim, memory=MEMORY)))
 
 
 def test_a_text_within_the_window_is_answered_as_if_it_had_been_read(model: ql.Model) -> None:
@@ -124,17 +103,7 @@ def test_threads_get_the_serial_answers(model: ql.Model) -> None:
     questions = ["Wer?", "Wo 12?", "Warum denn nicht, du?", "x", "Zzz zzz"]
     serial = [document.ask(question, max_new_tokens=8) for question in questions]
     document.append("")  # a new snapshot
-    answers: dict[str, ql.Answer] = {}
-
-    def work(question: str) -> None:
-        answers[question] = document.ask(question, max_new_tokens=8)
-
-    threads = [threading.Thread(target=work, args=(question,)) for question in questions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(same(answers[q], one) for q, one in zip(questions, serial, strict=True))
+    assert all(map(same, asked_by_threads(document, questions, max_new_tokens=8), serial))
 
 
 def test_its_own_rule_says_when_nothing_is_found(model: ql.Model) -> None:

@@ -32,6 +32,7 @@ MEMORY: dict[str, Any] = {
     "exc_block_size": 16,
     "lookup_interval": 1,
     "question_weight": 1.0,
+    "keep_query_tokens": False,
     "mask": "exact",
     "kv_dtype": "float32",
 }

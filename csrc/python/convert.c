@@ -32,6 +32,22 @@ void *qlpy_raise(module_state *state, ql_status status, const ql_error *err) {
     return NULL;
 }
 
+PyObject *qlpy_none(module_state *state, ql_status status, const ql_error *err) {
+    if (status != QL_OK) {
+        return qlpy_raise(state, status, err);
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject *qlpy_array(module_state *state, PyArrayObject *array, ql_status status,
+                     const ql_error *err) {
+    if (status == QL_OK) {
+        return (PyObject *)array;
+    }
+    Py_XDECREF((PyObject *)array);
+    return qlpy_raise(state, status, err);
+}
+
 void *qlpy_fail(module_state *state, ql_status status, const char *format, ...) {
     va_list args;
     va_start(args, format);

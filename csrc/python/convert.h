@@ -16,6 +16,11 @@
 void *qlpy_raise(module_state *state, ql_status status, const ql_error *err);
 /* The same for a sentence made here; format as in PyErr_Format. */
 void *qlpy_fail(module_state *state, ql_status status, const char *format, ...);
+/* What a method returns: None, or an array (stolen; NULL: with an exception set); after another
+ * status than QL_OK its exception. */
+PyObject *qlpy_none(module_state *state, ql_status status, const ql_error *err);
+PyObject *qlpy_array(module_state *state, PyArrayObject *array, ql_status status,
+                     const ql_error *err);
 
 /* what: how the sentence calls the value, such as "n_local". */
 bool qlpy_int64(module_state *state, PyObject *value, const char *what, int64_t *out);

@@ -54,10 +54,7 @@ static PyObject *set_cpu_variant(PyObject *module, PyObject *given) {
     }
     ql_error err = {0};
     ql_status status = ql_set_cpu_variant(name, &err);
-    if (status != QL_OK) {
-        return qlpy_raise(state, status, &err);
-    }
-    Py_RETURN_NONE;
+    return qlpy_none(state, status, &err);
 }
 
 static const char computes_bfloat16_doc[] =

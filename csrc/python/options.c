@@ -25,6 +25,7 @@ bool qlpy_memory(module_state *state, const session_options *given, ql_memory_co
         !qlpy_int(state, given->exc_block_size, "exc_block_size", &out->exc_block_size) ||
         !qlpy_int(state, given->lookup_interval, "lookup_interval", &out->lookup_interval) ||
         !qlpy_double(state, given->question_weight, "question_weight", &weight) ||
+        !qlpy_bool(state, given->keep_query_tokens, "keep_query_tokens", &out->keep_query_tokens) ||
         !qlpy_choice(state, given->kv_dtype, "kv_dtype", KV_DTYPES, &kv_dtype) ||
         (given->trace && !qlpy_bool(state, given->trace, "trace", &out->trace))) {
         return false;

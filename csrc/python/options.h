@@ -8,7 +8,8 @@
 typedef struct session_options {
     PyObject *mode, *n_init, *n_local, *block_size, *topk, *repr_topk, *exc_block_size,
         *lookup_interval;
-    PyObject *question_weight, *mask, *kv_dtype, *query_span, *trace, *skim_heads;
+    PyObject *question_weight, *keep_query_tokens, *mask, *kv_dtype, *query_span, *trace,
+        *skim_heads;
 } session_options;
 
 bool qlpy_memory(module_state *state, const session_options *given, ql_memory_config *out);

@@ -95,33 +95,6 @@ PyObject *qlpy_listen(PyObject *object, PyObject *args, PyObject *kwargs) {
     return (PyObject *)queries;
 }
 
-const char qlpy_mean_query_doc[] =
-    "mean_query($self, layer, /)\n"
-    "--\n\n"
-    "The mean of a layer's queries, not rotated, over all tokens read so far.\n\n"
-    "layer: 0 ... n_layers - 1. Returns a new float32 array [heads * head_dim]. For the modes\n"
-    "infllm and qllm, and for sessions that skim. Raises InvalidValue, InvalidType, Busy.";
-
-PyObject *qlpy_mean_query(PyObject *object, PyObject *layer_given) {
-    session_object *self = (session_object *)object;
-    const ql_config *config = qlpy_session_config(self);
-    npy_intp size = (npy_intp)config->num_attention_heads * config->head_dim;
-    int layer;
-    if (!qlpy_int(self->state, layer_given, "layer", &layer) || !qlpy_enter(self)) {
-        return NULL;
-    }
-    PyArrayObject *out = qlpy_floats(1, &size);
-    ql_error err = {0};
-    ql_status status =
-        out ? ql_session_mean_query(self->session, layer, PyArray_DATA(out), &err) : QL_OK;
-    qlpy_leave(self);
-    if (status != QL_OK) {
-        Py_CLEAR(out);
-        qlpy_raise(self->state, status, &err);
-    }
-    return (PyObject *)out;
-}
-
 /* ---- ranking ---- */
 
 const char qlpy_rank_doc[] =
@@ -155,7 +128,7 @@ PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs) {
               : NULL;
     const npy_intp *given = queries ? PyArray_DIMS(queries) : NULL;
     int head_dim = qlpy_session_config(self)->head_dim;
-    PyArrayObject *scores = NULL;
+    PyObject *ranked = NULL;
     if (queries && (given[0] != n_heads || given[2] != head_dim || given[1] > INT32_MAX / 4)) {
         qlpy_fail(self->state, QL_INVALID_VALUE,
                   "queries must have the shape [%d, n_queries, %d], but have [%zd, %zd, %zd]",
@@ -171,7 +144,7 @@ PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs) {
         int64_t length = ql_session_length(self->session);
         int64_t last = end < length ? end : length; /* the core refuses what goes beyond */
         npy_intp shape[] = {n_heads, last > begin ? (last - begin - 1) / piece + 1 : 1};
-        scores = qlpy_floats(2, shape);
+        PyArrayObject *scores = qlpy_floats(2, shape);
         PyThreadState *thread = PyEval_SaveThread();
         if (scores) {
             status = ql_session_rank(self->session, heads, n_heads, PyArray_DATA(queries),
@@ -179,14 +152,11 @@ PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs) {
         }
         PyEval_RestoreThread(thread);
         qlpy_leave(self);
-        if (status != QL_OK) {
-            Py_CLEAR(scores);
-            qlpy_raise(self->state, status, &err);
-        }
+        ranked = qlpy_array(self->state, scores, status, &err);
     }
     Py_XDECREF((PyObject *)queries);
     PyMem_Free(heads);
-    return (PyObject *)scores;
+    return ranked;
 }
 
 /* ---- using what was found ---- */
@@ -233,10 +203,7 @@ PyObject *qlpy_pin(PyObject *object, PyObject *blocks_given) {
     if (!entered) {
         return NULL;
     }
-    if (status != QL_OK) {
-        return qlpy_raise(self->state, status, &err);
-    }
-    Py_RETURN_NONE;
+    return qlpy_none(self->state, status, &err);
 }
 
 const char qlpy_excerpt_doc[] =

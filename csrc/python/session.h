@@ -41,10 +41,8 @@ ql_head *qlpy_heads(module_state *state, PyObject *value, int *n);
 ql_volume *qlpy_volume(module_state *state, PyObject *value);
 
 /* Methods that find and reuse passages (retrieval_methods.c). */
-extern const char qlpy_listen_doc[], qlpy_mean_query_doc[], qlpy_rank_doc[], qlpy_pin_doc[];
-extern const char qlpy_excerpt_doc[];
+extern const char qlpy_listen_doc[], qlpy_rank_doc[], qlpy_pin_doc[], qlpy_excerpt_doc[];
 PyObject *qlpy_listen(PyObject *object, PyObject *args, PyObject *kwargs);
-PyObject *qlpy_mean_query(PyObject *object, PyObject *layer);
 PyObject *qlpy_rank(PyObject *object, PyObject *args, PyObject *kwargs);
 PyObject *qlpy_pin(PyObject *object, PyObject *blocks);
 PyObject *qlpy_excerpt(PyObject *object, PyObject *ranges);

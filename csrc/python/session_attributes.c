@@ -112,6 +112,7 @@ PyMemberDef qlpy_session_members[] = {
     MEMBER(exc_block_size, T_INT, "Most tokens of an execution chunk."),
     MEMBER(lookup_interval, T_INT, "Of tokens that come one at a time, which look blocks up."),
     MEMBER(question_weight, T_FLOAT, "Weight of the question in the lookup, the paper's beta."),
+    MEMBER(keep_query_tokens, T_BOOL, "Whether the question's tokens are always attended."),
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -90,20 +90,32 @@ static bool create(session_object *self, const session_options *given) {
 }
 
 static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {
-        "model", "mode",      "n_init",         "n_local",         "block_size",
-        "topk",  "repr_topk", "exc_block_size", "lookup_interval", "question_weight",
-        "mask",  "kv_dtype",  "query_span",     "trace",           "skim_heads",
-        NULL};
+    static char *names[] = {"model",
+                            "mode",
+                            "n_init",
+                            "n_local",
+                            "block_size",
+                            "topk",
+                            "repr_topk",
+                            "exc_block_size",
+                            "lookup_interval",
+                            "question_weight",
+                            "keep_query_tokens",
+                            "mask",
+                            "kv_dtype",
+                            "query_span",
+                            "trace",
+                            "skim_heads",
+                            NULL};
     PyObject *model = NULL;
     session_options given = {0};
     module_state *state = PyType_GetModuleState(type);
     if (!state ||
         !PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$OOOOOOOOOOOOOO:Session", names, &model, &given.mode, &given.n_init,
+            args, kwargs, "O|$OOOOOOOOOOOOOOO:Session", names, &model, &given.mode, &given.n_init,
             &given.n_local, &given.block_size, &given.topk, &given.repr_topk, &given.exc_block_size,
-            &given.lookup_interval, &given.question_weight, &given.mask, &given.kv_dtype,
-            &given.query_span, &given.trace, &given.skim_heads)) {
+            &given.lookup_interval, &given.question_weight, &given.keep_query_tokens, &given.mask,
+            &given.kv_dtype, &given.query_span, &given.trace, &given.skim_heads)) {
         return NULL;
     }
     PyObject *const *options = (PyObject *const *)&given;
@@ -176,10 +188,7 @@ static PyObject *session_reset(PyObject *object, PyObject *unused) {
     status = ql_session_reset(self->session, &err);
     PyEval_RestoreThread(thread);
     qlpy_leave(self);
-    if (status != QL_OK) {
-        return qlpy_raise(self->state, status, &err);
-    }
-    Py_RETURN_NONE;
+    return qlpy_none(self->state, status, &err);
 }
 
 /* ---- reading ---- */
@@ -293,32 +302,27 @@ static Py_ssize_t session_length(PyObject *object) {
 
 typedef ql_status (*vector_getter)(ql_session *session, int layer, float *out, ql_error *err);
 
-/* One float32 array of a layer; inside enter and leave. */
-static PyArrayObject *layer_vectors(session_object *self, PyObject *layer_given, int rank,
-                                    const npy_intp *shape, vector_getter get) {
-    int layer;
-    if (!qlpy_int(self->state, layer_given, "layer", &layer)) {
-        return NULL;
-    }
-    PyArrayObject *out = qlpy_floats(rank, shape);
-    if (!out) {
-        return NULL;
-    }
-    ql_error err = {0};
-    ql_status status;
-    PyThreadState *thread = PyEval_SaveThread();
-    status = get(self->session, layer, PyArray_DATA(out), &err);
-    PyEval_RestoreThread(thread);
-    if (status != QL_OK) {
-        qlpy_raise(self->state, status, &err);
-        Py_CLEAR(out);
-    }
-    return out;
-}
-
-static npy_intp vector_size(const session_object *self) {
+/* A new float32 array of a layer: [H*D], or rows of that many numbers, one for each block. */
+static PyObject *layer_vectors(PyObject *object, PyObject *layer_given, bool blocks,
+                               vector_getter get) {
+    session_object *self = (session_object *)object;
     const ql_config *config = qlpy_session_config(self);
-    return (npy_intp)config->num_attention_heads * config->head_dim;
+    int layer;
+    if (!qlpy_int(self->state, layer_given, "layer", &layer) || !qlpy_enter(self)) {
+        return NULL;
+    }
+    npy_intp width = (npy_intp)config->num_attention_heads * config->head_dim;
+    npy_intp shape[] = {blocks ? (npy_intp)ql_session_blocks(self->session) : width, width};
+    PyArrayObject *out = qlpy_floats(blocks ? 2 : 1, shape);
+    ql_error err = {0};
+    ql_status status = QL_OK;
+    PyThreadState *thread = PyEval_SaveThread();
+    if (out) {
+        status = get(self->session, layer, PyArray_DATA(out), &err);
+    }
+    PyEval_RestoreThread(thread);
+    qlpy_leave(self);
+    return qlpy_array(self->state, out, status, &err);
 }
 
 static const char block_vectors_doc[] =
@@ -330,14 +334,7 @@ static const char block_vectors_doc[] =
     "rows in a mode without blocks. Raises InvalidValue (no such layer), InvalidType, Busy.";
 
 static PyObject *session_block_vectors(PyObject *object, PyObject *layer) {
-    session_object *self = (session_object *)object;
-    if (!qlpy_enter(self)) {
-        return NULL;
-    }
-    npy_intp shape[] = {(npy_intp)ql_session_blocks(self->session), vector_size(self)};
-    PyArrayObject *out = layer_vectors(self, layer, 2, shape, ql_session_block_vectors);
-    qlpy_leave(self);
-    return (PyObject *)out;
+    return layer_vectors(object, layer, true, ql_session_block_vectors);
 }
 
 static const char question_vector_doc[] =
@@ -349,20 +346,24 @@ static const char question_vector_doc[] =
     "InvalidValue (no such layer, or no question vector yet), InvalidType, Busy.";
 
 static PyObject *session_question_vector(PyObject *object, PyObject *layer) {
-    session_object *self = (session_object *)object;
-    if (!qlpy_enter(self)) {
-        return NULL;
-    }
-    npy_intp size = vector_size(self);
-    PyArrayObject *out = layer_vectors(self, layer, 1, &size, ql_session_question_vector);
-    qlpy_leave(self);
-    return (PyObject *)out;
+    return layer_vectors(object, layer, false, ql_session_question_vector);
+}
+
+static const char mean_query_doc[] =
+    "mean_query($self, layer, /)\n"
+    "--\n\n"
+    "The mean of a layer's queries, not rotated, over all tokens read so far.\n\n"
+    "layer: 0 ... n_layers - 1. Returns a new float32 array [heads * head_dim]. For the modes\n"
+    "infllm and qllm, and for sessions that skim. Raises InvalidValue, InvalidType, Busy.";
+
+static PyObject *session_mean_query(PyObject *object, PyObject *layer) {
+    return layer_vectors(object, layer, false, ql_session_mean_query);
 }
 
 static const char session_doc[] =
     "Session(model, *, mode, n_init, n_local, block_size, topk, repr_topk, exc_block_size,\n"
-    "        lookup_interval, question_weight, mask, kv_dtype, query_span=None, trace=False,\n"
-    "        skim_heads=None)\n"
+    "        lookup_interval, question_weight, keep_query_tokens, mask, kv_dtype,\n"
+    "        query_span=None, trace=False, skim_heads=None)\n"
     "--\n\n"
     "One timeline of tokens over a model: what was read, as the memory of the chosen mode\n"
     "keeps it.\n\n"
@@ -371,6 +372,7 @@ static const char session_doc[] =
     "n_init, n_local, block_size, exc_block_size, repr_topk: tokens; topk: blocks.\n"
     "lookup_interval: tokens; of those that come one at a time, each so manieth looks blocks up.\n"
     "question_weight: the paper's beta. mask: 'exact' or 'authors'.\n"
+    "keep_query_tokens: of qllm: attend to the question's tokens wherever they lie.\n"
     "kv_dtype: 'float32', 'bfloat16' or 'int8'.\n"
     "query_span: (start, end) of the question, counted from the session's first token.\n"
     "trace: keep a TraceRecord per execution chunk and layer.\n"
@@ -390,7 +392,7 @@ static PyMethodDef methods[] = {
     {"question_vector", session_question_vector, METH_O, question_vector_doc},
     {"listen", (PyCFunction)(void (*)(void))qlpy_listen, METH_VARARGS | METH_KEYWORDS,
      qlpy_listen_doc},
-    {"mean_query", qlpy_mean_query, METH_O, qlpy_mean_query_doc},
+    {"mean_query", session_mean_query, METH_O, mean_query_doc},
     {"rank", (PyCFunction)(void (*)(void))qlpy_rank, METH_VARARGS | METH_KEYWORDS, qlpy_rank_doc},
     {"pin", qlpy_pin, METH_O, qlpy_pin_doc},
     {"excerpt", qlpy_excerpt, METH_O, qlpy_excerpt_doc},

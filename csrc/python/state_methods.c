@@ -75,11 +75,7 @@ PyObject *qlpy_copy_slab(PyObject *object, PyObject *args) {
         PyEval_RestoreThread(thread);
     }
     qlpy_leave(self);
-    if (status != QL_OK) {
-        Py_CLEAR(out);
-        qlpy_raise(self->state, status, &err);
-    }
-    return (PyObject *)out;
+    return qlpy_array(self->state, out, status, &err);
 }
 
 const char qlpy_map_slab_doc[] =
@@ -107,10 +103,7 @@ PyObject *qlpy_map_slab(PyObject *object, PyObject *args) {
     ql_error err = {0};
     ql_status status = ql_session_map_slab(self->session, part, index, volume, offset, &err);
     qlpy_leave(self);
-    if (status != QL_OK) {
-        return qlpy_raise(self->state, status, &err);
-    }
-    Py_RETURN_NONE;
+    return qlpy_none(self->state, status, &err);
 }
 
 /* ---- the rest ---- */
@@ -133,14 +126,11 @@ static PyObject *state_arrays(session_object *self, const size_t *bytes) {
     PyObject *arrays = PyTuple_New(QL_N_ARRAYS);
     for (ql_array a = 0; arrays && a < QL_N_ARRAYS; a++) {
         ql_error err = {0};
-        PyArrayObject *array = bytes_array(bytes[a]);
+        PyArrayObject *made = bytes_array(bytes[a]);
         ql_status status =
-            array ? ql_session_copy_array(self->session, a, PyArray_DATA(array), &err) : QL_OK;
-        if (status != QL_OK) {
-            Py_CLEAR(array);
-            qlpy_raise(self->state, status, &err);
-        }
-        if (!array || PyTuple_SetItem(arrays, (Py_ssize_t)a, (PyObject *)array) < 0) {
+            made ? ql_session_copy_array(self->session, a, PyArray_DATA(made), &err) : QL_OK;
+        PyObject *array = qlpy_array(self->state, made, status, &err);
+        if (!array || PyTuple_SetItem(arrays, (Py_ssize_t)a, array) < 0) {
             Py_CLEAR(arrays);
         }
     }

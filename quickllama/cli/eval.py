@@ -62,6 +62,7 @@ def _settings(chosen: argparse.Namespace) -> Options:
         seed=chosen.seed,
         window=chosen.window,
         question_weight=chosen.question_weight,
+        keep_query_tokens=chosen.keep_query_tokens,
         mask=chosen.mask,
         question_position=chosen.question_position,
         prompt=chosen.prompt,

@@ -49,6 +49,11 @@ def add_eval(command: argparse.ArgumentParser, count: Callable[..., Callable[[st
     model.add_argument("--threads", type=count(1, MOST_THREADS), metavar="N")
     model.add_argument("--window", choices=tuple(WINDOWS), default="1k", help="default: 1k")
     model.add_argument("--question-weight", type=float, metavar="W", help="default: the model's")
+    model.add_argument(
+        "--keep-query-tokens",
+        action="store_true",
+        help="for qllm: attend to the question's tokens wherever they lie",
+    )
     model.add_argument("--mask", choices=("exact", "authors"), default="exact")
     model.add_argument(
         "--question-position",

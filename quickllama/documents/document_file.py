@@ -92,7 +92,8 @@ def _resumed(document: Document, source: Source, file: VolumeFile, budget: int |
     name = str(file.path)
     saved.identity.check(document.model, name)
     asked = settings_of(document.reading())
-    check_same_settings({key: saved[key] for key in asked}, asked, name)
+    was = {key: saved[key] for key in asked} | {"memory": dataclasses.asdict(saved.memory)}
+    check_same_settings(was, asked, name)
     text = saved.text(document.model)
     rest = list(unread(source, text, name))
     _restore(document, saved, file, budget, verify=True, keeps=True)

@@ -183,6 +183,15 @@ def _heads(use: str, read: Callable[[Reading], Document]) -> Ask:
     return ask
 
 
+def _settings_of(memory: MemoryConfig, model: Model) -> dict[str, Any]:
+    """The fields of ``memory``. ``keep_query_tokens`` only where it is set, so that results from
+    before there was such a choice are still found."""
+    table = dataclasses.asdict(memory.resolved(model.config))
+    if not memory.keep_query_tokens:
+        del table["keep_query_tokens"]
+    return table
+
+
 def _heads_identity(skim: bool) -> Callable[[Model, Settings], dict[str, Any]]:
     def identity(model: Model, settings: Settings) -> dict[str, Any]:
         known = model.retrieval_heads
@@ -192,7 +201,7 @@ def _heads_identity(skim: bool) -> Callable[[Model, Settings], dict[str, Any]]:
             "query_aware": False,
             "question_position": "after",
             "prompt": _prompt(settings, DOCUMENT_PROMPT),
-            "memory": dataclasses.asdict(memory.resolved(model.config)),
+            "memory": _settings_of(memory, model),
             "heads": {**known.to_dict(), "source": None, "skim": None}
             if not skim or known.skim is None
             else dataclasses.asdict(known.skim),
@@ -244,7 +253,7 @@ def _read_unasked(reading: Reading, mode: str) -> Document:
 def _memory_identity(mode: str) -> Callable[[Model, Settings], dict[str, Any]]:
     def identity(model: Model, settings: Settings) -> dict[str, Any]:
         both = settings.question_position == "both"
-        memory = dataclasses.asdict(settings.memory(mode).resolved(model.config))
+        memory = _settings_of(settings.memory(mode), model)
         if mode == "full":
             memory = {"mode": mode}
         return {

@@ -50,8 +50,8 @@ class Settings:
       folder of ``.txt`` files; ``facts``: a file of facts, for the tasks ``needle`` and
       ``fact_qa``; ``data``: the file of a benchmark that is read, not made.
     * ``seed``: what is drawn comes from it, the length and the task.
-    * ``window``, ``question_weight`` (None: the model's), ``mask``: of the methods that read with a
-      memory's own lookups; ``question_position``: see :data:`POSITIONS`.
+    * ``window``, ``question_weight`` (None: the model's), ``keep_query_tokens``, ``mask``: of the
+      methods that read with a memory's own lookups; ``question_position``: see :data:`POSITIONS`.
     * ``prompt``: other words around text and question; ``kv_dtype``: of keys and values.
 
     Raises InvalidType, InvalidValue or FileProblem.
@@ -68,6 +68,7 @@ class Settings:
     seed: int = 0
     window: str = "1k"
     question_weight: float | None = None
+    keep_query_tokens: bool = False
     mask: str = "exact"
     question_position: str = "both"
     prompt: str | None = None
@@ -95,7 +96,8 @@ class Settings:
     def memory(self, mode: str, **settings: Any) -> MemoryConfig:
         """The memory of a method that reads in ``mode``."""
         if mode == "qllm":
-            settings = {"question_weight": self.question_weight, **settings}
+            own = ("question_weight", "keep_query_tokens")
+            settings = {**{name: getattr(self, name) for name in own}, **settings}
         if mode in ("qllm", "infllm"):
             settings = {"mask": self.mask, **settings}
         return MemoryConfig.window(self.window, mode=mode, **settings)
@@ -144,6 +146,7 @@ class Options(TypedDict, total=False):
     seed: int
     window: str
     question_weight: float | None
+    keep_query_tokens: bool
     mask: str
     question_position: str
     prompt: str | None

@@ -16,7 +16,8 @@ Headers = Mapping[str, Mapping[str, Any]]
 
 _NORMAL = 1.959964  # two-sided 95 %
 _VARIED = (
-    *("window", "mask", "question_weight", "question_position", "dtype", "kv_dtype", "prompt"),
+    *("window", "mask", "question_weight", "keep_query_tokens", "question_position"),
+    *("dtype", "kv_dtype", "prompt"),
     *("texts", "facts", "model", "parameters", "fingerprint", "seed", "version"),
 )
 
@@ -82,7 +83,7 @@ def labelled(rows: Iterable[Row], headers: Headers) -> list[dict[str, Any]]:
 
 def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What may differ, by the names that users know."""
-    flat = {**identity.get("memory", {}), **identity}
+    flat = {"keep_query_tokens": False, **identity.get("memory", {}), **identity}
     if flat.get("prompt") in (DOCUMENT_PROMPT, PASSAGES_PROMPT):
         flat["prompt"] = None
     return {key: flat[key] for key in _VARIED if flat.get(key) is not None}
