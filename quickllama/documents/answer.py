@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quickllama.documents.retrieval import Ranking
 
 __all__ = ["NOT_FOUND", "Answer", "Passage", "Span", "merge", "sentences", "widen"]
 
@@ -53,6 +56,9 @@ class Answer:
       to tell, or the text is too short. ``notes``: what a reader of the answer should know.
     * ``retrieval``: how the evidence was found: ``"heads"`` (retrieval heads) or ``"paper"`` (the
       memory's own lookups).
+    * ``ranking``: all pieces of the document as they were ranked for the question
+      (:class:`quickllama.documents.retrieval.Ranking`); None by the paper's lookups. It is neither
+      shown, nor compared, nor part of :meth:`to_dict`.
 
     Notebooks show the answer and its evidence.
     """
@@ -66,6 +72,7 @@ class Answer:
     confidence: float | None
     evidence: list[Passage]
     retrieval: str = "heads"
+    ranking: Ranking | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def found(self) -> bool:
@@ -74,7 +81,8 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, for JSON."""
-        plain = dataclasses.asdict(self)
+        plain = dataclasses.asdict(dataclasses.replace(self, ranking=None))
+        del plain["ranking"]
         plain["notes"] = list(self.notes)
         plain["found"] = self.found
         for passage in plain["evidence"]:

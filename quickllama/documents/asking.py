@@ -281,6 +281,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
                 tuple(notes),
                 confidence,
                 evidence,
+                ranking=ranking,
             )
     if asking.use == "reread":
         session, logits, prompt = _reread(model, snapshot, asking, evidence)
@@ -289,7 +290,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     else:
         session, logits, prompt = _remember(snapshot, ranking, asking, suffix)
     decoded = _decode(model, asking, session, logits, prompt, started)
-    return Answer(asking.question, *decoded, tuple(notes), confidence, evidence)
+    return Answer(asking.question, *decoded, tuple(notes), confidence, evidence, ranking=ranking)
 
 
 def heads_of(model: Model, snapshot: Snapshot) -> tuple[Any, list[str], Any]:
