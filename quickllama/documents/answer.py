@@ -30,11 +30,12 @@ class Passage:
 
     ``score`` says how far it stands out: with retrieval heads, standard deviations above the
     document's mean, averaged over the heads (:mod:`quickllama.documents.retrieval`), less how much
-    likelier the question is after another passage (:mod:`quickllama.documents.judgement`); with the
-    paper's lookups the share of them (layers times tokens) that chose it, 0 to 1. ``layers``: the
-    layers whose heads or lookups chose it. ``sentence``: characters [start, end) of the sentence
-    that the retrieval heads point at most; None if there is only one, and with the paper's lookups,
-    which tell blocks apart and nothing smaller.
+    better the sentence of another passage suits the question
+    (:mod:`quickllama.documents.judgement`); with the paper's lookups the share of them (layers
+    times tokens) that chose it, 0 to 1. ``layers``: the layers whose heads or lookups chose it.
+    ``sentence``: characters [start, end) of the sentence that the retrieval heads point at most;
+    None if there is only one, and with the paper's lookups, which tell blocks apart and nothing
+    smaller.
     """
 
     start: int
