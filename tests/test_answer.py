@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import quickllama as ql
 from quickllama.documents.answer import NOT_FOUND, merge, widen
+from quickllama.documents.retrieval import Grid, Ranking
 
 TEXT = 'One is here. Two, "said so." Three ends\nlate! Four is last'
 
@@ -80,5 +83,10 @@ def test_an_answer_is_plain_json() -> None:
     answer = ql.Answer("q", "a", [1, 2], 0.5, 0.25, ("note",), 0.75, [passage])
     assert json.loads(json.dumps(answer.to_dict())) == answer.to_dict()
     assert answer.to_dict()["evidence"][0]["layers"] == [2, 4]
+    ranked = dataclasses.replace(
+        answer, ranking=Ranking(Grid(0, 9, 0, 3), np.ones((1, 3), np.float32), ())
+    )
+    assert ranked.to_dict() == answer.to_dict() and "ranking" not in answer.to_dict()
+    assert ranked == answer and repr(ranked) == repr(answer)
     assert str(answer) == "a" and answer.found
     assert not ql.Answer("q", NOT_FOUND, [], 0.5, 0.5, (), 0.1, []).found

@@ -16,8 +16,9 @@ from quickllama.cli import main
 from quickllama.documents import calibration
 from quickllama.documents.calibration import Trial, best_heads, fit_rule, found_rule, mean_log_ranks
 from quickllama.documents.facts import filler, make_facts, ordinary_texts, text_with_facts
-from quickllama.documents.judgement import judge, question_likelihood
+from quickllama.documents.judgement import Asked, Bond, judge, standing
 from quickllama.documents.retrieval import Grid, Ranking
+from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, text_tokens
 
 
 @pytest.fixture
@@ -65,7 +66,10 @@ def ranking(by_head: np.ndarray) -> Ranking:
 
 def trial(by_head: np.ndarray, answer: tuple[int, ...]) -> Trial:
     """A question about a text of one sentence a piece."""
-    return Trial("Which?", ranking(by_head), answer, ["Some words."] * by_head.shape[1])
+    pieces = by_head.shape[1]
+    said = by_head.astype(np.float32)
+    words = [f"Sentence {piece}." for piece in range(pieces)]
+    return Trial("Which?", ranking(by_head), answer, words, said, [[p] for p in range(pieces)])
 
 
 def test_the_best_heads_are_those_that_rank_the_answer_first() -> None:
@@ -101,33 +105,101 @@ def test_the_ranking_tells_what_stands_out() -> None:
     np.testing.assert_array_equal(ranking(raw).by([(0, 2)]).by_head[0], ranking(raw).by_head[2])
 
 
-def test_the_likelier_question_decides_between_close_passages() -> None:
-    likelihoods = {20: -4.0, 21: -4.5, 40: -1.5, 3: -3.0}
+def bond(gain: float, share: float = 0.5) -> Bond:
+    return Bond(gain + 1, gain - 1, share, share / 2)
+
+
+def test_the_stronger_bond_decides_between_close_passages() -> None:
+    bonds = {20: bond(0.0), 21: bond(-0.5), 40: bond(2.5, 0.25), 3: bond(1.0)}
     raw = np.zeros((4, 50))
     raw[:, 20], raw[:, 21], raw[:, 40], raw[:, 3] = 8, 7, 7, 2
     before = ranking(raw)
-    after = judge(before, likelihoods.__getitem__)
+    after = judge(before, bonds.__getitem__)
     assert before.best(2) == [20, 21] and after.ranking.best(4) == [40, 20, 21, 3]
     np.testing.assert_allclose(
         after.ranking.scores[[40, 20, 3, 7]] - before.scores[[40, 20, 3, 7]], [0, -2.5, -1.5, -3]
     )
-    margin, strength, likelihood = after.features
-    assert margin == pytest.approx(after.ranking.scores[40] - after.ranking.scores[20])
-    assert (strength, likelihood) == (7, -1.5)
-    one = judge(ranking(np.zeros((2, 1))), lambda _: -1.0)
-    assert one.features == (0, 0, -1)
+    assert standing(before.scores, 40) > 5 and after.features == (5, 0.25, 0.125)
+    for share, kept in ((0.9, 0.3), (-0.9, -0.1)):  # more tells no more
+        assert judge(before, lambda _, share=share: Bond(0, 0, share, share)).features[1:] == (
+            kept,
+            kept,
+        )
 
 
-def test_a_question_is_likelier_after_its_words(smollm2_path: Path) -> None:
+def test_a_clear_passage_is_judged_alone() -> None:
+    judged: list[int] = []
+
+    def bond_with(piece: int) -> Bond:
+        judged.append(piece)
+        return bond(-float(piece))
+
+    rng = np.random.default_rng(2)
+    raw = rng.standard_normal((4, 50))
+    raw[:, 20] = 30
+    before = ranking(raw)
+    after = judge(before, bond_with)
+    assert judged == [20]
+    np.testing.assert_array_equal(after.ranking.scores, before.scores)
+    raw[:, 30] = 24  # close enough
+    assert judge(ranking(raw), bond_with).ranking.best(1) != [30]
+    assert sorted(judged[1:3]) == [20, 30] and len(judged) == 5
+    one = judge(ranking(np.zeros((2, 1))), lambda _: bond(0.0))
+    assert one.features[0] == 0
+
+
+def test_what_stands_out_by_chance_does_not_grow_with_the_text() -> None:
+    rng = np.random.default_rng(4)
+    highest, stands = [], []
+    for pieces in (64, 1024):
+        texts = rng.exponential(size=(400, pieces))
+        highest.append(texts.max(axis=1).mean())
+        stands.append(np.mean([standing(text, int(text.argmax())) for text in texts]))
+    assert highest[1] - highest[0] > 2
+    assert abs(stands[1] - stands[0]) < 0.4
+    text = rng.standard_normal(64)
+    assert standing(3 * text + 5, 7) == pytest.approx(standing(text, 7))
+    for few in range(1, 5):
+        assert np.isfinite(standing(np.zeros(few), 0))
+
+
+def test_a_question_and_its_sentence_make_each_other_likelier(smollm2_path: Path) -> None:
     model = ql.Model.from_pretrained(smollm2_path)
-    question = "Who built the lighthouse of Arnvik?"
-    near, far = (
-        question_likelihood(model, passage, question)
-        for passage in ("The lighthouse of Arnvik was built by Ole.", "Cats sleep a lot.")
-    )
-    assert far + 0.5 < near < 0
-    ids = model.tokenizer.encode("never seen", add_special_tokens=False)
-    assert question_likelihood(model, " \n ", model.tokenizer.decode(ids)) < near
+    asked = Asked(model, "Who built the lighthouse of Arnvik?")
+    near = asked.bond("The lighthouse of Arnvik was built by Ole.")
+    far = asked.bond("Cats sleep a lot.")
+    assert near.question > far.question + 0.5 and near.sentence > far.sentence + 0.5
+    assert 0.2 < near.question_share < 1 and 0.2 < near.sentence_share < 1
+    assert near.gain == (near.question + near.sentence) / 2
+    assert asked.bond("") == Bond(0, 0, 0, 0)
+    assert asked.bond("The lighthouse of Arnvik was built by Ole.") == near  # nothing is left over
+    assert -1 < asked.bond("No").sentence_share < 1
+
+
+def test_gains_are_those_of_whole_prompts(smollm2_path: Path) -> None:
+    """Read at once in place of by forks."""
+    model = ql.Model.from_pretrained(smollm2_path)
+    question, sentence = "Who built the lighthouse?", "It was built by a man called Ole."
+    plain = PromptForm.of(DOCUMENT_PROMPT)
+    before, _ = plain.prefix(model.tokenizer)
+    asked, _ = PromptForm.of(PASSAGES_PROMPT).prefix(model.tokenizer, question)
+    suffix, (start, end) = plain.suffix(model.tokenizer, question)
+    inside, _ = text_tokens(model.tokenizer, sentence)
+
+    def chances(ids: np.ndarray, last: int) -> np.ndarray:
+        logits = model.forward(ids[:-1], logits_to_keep=last).astype(np.float64)
+        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return np.asarray(logs[np.arange(last), ids[len(ids) - last :]])
+
+    told = chances(np.concatenate([before, inside, suffix[:end]]), end - start)
+    alone = chances(np.concatenate([before, suffix[:end]]), end - start)
+    given = chances(np.concatenate([asked, inside]), len(inside))
+    base = chances(np.concatenate([before, inside]), len(inside))
+    bond = Asked(model, question).bond(sentence)
+    assert bond.question == pytest.approx((told - alone).mean(), abs=0.02)
+    assert bond.sentence == pytest.approx((given - base).mean(), abs=0.02)
+    assert bond.question_share == pytest.approx(1 - told.sum() / alone.sum(), abs=0.01)
+    assert bond.sentence_share == pytest.approx(1 - given.sum() / base.sum(), abs=0.01)
 
 
 def test_the_rule_parts_what_was_found_from_what_was_not() -> None:
@@ -140,12 +212,46 @@ def test_the_rule_parts_what_was_found_from_what_was_not() -> None:
             scores[:, answer[0]] += 4
         trials.append(trial(scores, answer))
     heads = trials[0].ranking.heads
-    rule = found_rule(trials, heads, lambda passage, question: -3.0)
-    confident = [rule.confidence(judge(one.ranking, lambda _: -3.0).features) for one in trials]
+    words: set[str] = set()
+
+    def bond_of(question: str, sentence: str) -> Bond:
+        words.add(sentence)
+        return bond(0.0)
+
+    rule = found_rule(trials, heads, bond_of)
+    assert words <= {f"Sentence {piece}." for piece in range(64)}
+    confident = [
+        rule.confidence(judge(one.ranking, lambda _: bond(0.0)).features) for one in trials
+    ]
     found = [confidence >= rule.threshold for confidence in confident]
-    assert np.mean(found[1::2]) > 0.95 and np.mean(found[::2]) < 0.15
+    assert np.mean(found[1::2]) > 0.95 and np.mean(found[::2]) <= 0.1
     nothing = fit_rule(rng.standard_normal((100, 2)), np.arange(100) % 2)
     assert abs(nothing.weights[0]) < 1
+
+
+def test_the_rule_does_not_depend_on_units() -> None:
+    rng = np.random.default_rng(8)
+    labels = (np.arange(200) % 2).astype(np.float64)
+    features = rng.standard_normal((200, 2)) + labels[:, np.newaxis]
+    plain, scaled = fit_rule(features, labels), fit_rule(features * [1, 0.01] + [3, 0], labels)
+    for row in features[:20]:
+        other = tuple(row * [1, 0.01] + [3, 0])
+        assert scaled.confidence(other) == pytest.approx(plain.confidence(tuple(row)), abs=1e-3)
+    for rule, rows in ((plain, features), (scaled, features * [1, 0.01] + [3, 0])):
+        false = [rule.confidence(tuple(row)) >= rule.threshold for row in rows[labels == 0]]
+        assert 0.08 <= np.mean(false) <= 0.1
+    assert plain.threshold == pytest.approx(scaled.threshold, abs=1e-3)
+
+
+def test_the_sentence_is_that_of_the_heads_that_rank() -> None:
+    said = np.zeros((4, 3), dtype=np.float32)
+    said[0, 0] = said[1:, 2] = 1
+    raw = np.random.default_rng(1).standard_normal((4, 50))
+    words = ["One.", "Two.", "Three."]
+    one = Trial("Which?", ranking(raw), (), words, said, [[0, 1], [1, 2], [0, 2]])
+    first = one.ranking.by([(0, 0)])
+    assert [one.words(one.ranking, piece) for piece in range(3)] == ["One.", "Three.", "Three."]
+    assert [one.words(first, piece) for piece in range(3)] == ["One.", "Two.", "One."]
 
 
 def test_calibrating_keeps_heads_for_the_next_time(model: ql.Model, tmp_path: Path) -> None:

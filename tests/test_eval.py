@@ -12,8 +12,10 @@ from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.cli import main
+from quickllama.documents import asking
 from quickllama.documents.document import Document
 from quickllama.documents.head_store import FoundRule, RetrievalHeads, SkimHeads
+from quickllama.documents.retrieval import Ranking, rank_pieces
 from quickllama.eval import METHODS, Results, Settings, evaluate, methods
 from quickllama.eval.case import Question
 from quickllama.eval.methods import Prediction, Reading
@@ -78,6 +80,21 @@ def test_every_method_gets_the_same_questions(model: ql.Model, calls: dict[str, 
         ranks = row["ranks"]
         assert (ranks is None) == (row["method"] in ("stream", "infinite", "full"))
         assert row["method"] != "given" or ranks == [1]
+
+
+def test_each_question_is_ranked_once(
+    model: ql.Model, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rankings = []
+
+    def counting(*args: Any) -> Ranking:
+        rankings.append(rank_pieces(*args))
+        return rankings[-1]
+
+    monkeypatch.setattr(asking, "rank_pieces", counting)
+    results = evaluate(model, "needle", methods=["heads", "skim"], **SMALL)
+    assert len(rankings) == len(results.rows) == 4
+    assert all(row["ranks"] for row in results.rows)
 
 
 def test_a_question_after_the_text_is_read_for_once(model: ql.Model, calls: dict[str, int]) -> None:

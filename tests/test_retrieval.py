@@ -16,10 +16,12 @@ from quickllama.documents.facts import filler
 from quickllama.documents.head_store import (
     Fingerprint,
     FoundRule,
+    SkimHeads,
     cache_folder,
     embedding_signs,
     load_heads,
     save_heads,
+    skim_heads_of,
 )
 from quickllama.documents.retrieval import (
     Grid,
@@ -133,10 +135,21 @@ def test_heads_are_kept_and_found_again(model: ql.Model) -> None:
     path.write_text("{")
     with pytest.warns(UserWarning, match="delete it"):
         assert load_heads(model) is None
-    for version, why in ((1, "format 1"), (2, "no retrieval heads")):
+    for version, why in ((2, "format 2"), (3, "no retrieval heads")):
         path.write_text(json.dumps({"format": version, "heads": [[1]]}))
         with pytest.warns(UserWarning, match=why):
             assert load_heads(model) is None
+
+
+def test_a_rule_of_other_numbers_is_left_out() -> None:
+    """Skimmed documents in files have one, and may be older than the numbers of today."""
+    rule = FoundRule((1.0, 2.0, 3.0), -1.0, 0.5)
+    value = json.loads(json.dumps(dataclasses.asdict(SkimHeads(((0, 1),), rule))))
+    assert skim_heads_of(value) == SkimHeads(((0, 1),), rule)
+    value["found"]["features"][0] = "margin"
+    assert skim_heads_of(value) == SkimHeads(((0, 1),), None)
+    del value["found"]["features"]
+    assert skim_heads_of(value) == SkimHeads(((0, 1),), None)
 
 
 def test_heads_of_another_model(model: ql.Model) -> None:

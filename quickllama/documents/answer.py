@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quickllama.documents.retrieval import Ranking
 
 __all__ = ["NOT_FOUND", "Answer", "Passage", "Span", "merge", "sentences", "widen"]
 
@@ -27,11 +30,12 @@ class Passage:
 
     ``score`` says how far it stands out: with retrieval heads, standard deviations above the
     document's mean, averaged over the heads (:mod:`quickllama.documents.retrieval`), less how much
-    likelier the question is after another passage (:mod:`quickllama.documents.judgement`); with the
-    paper's lookups the share of them (layers times tokens) that chose it, 0 to 1. ``layers``: the
-    layers whose heads or lookups chose it. ``sentence``: characters [start, end) of the sentence
-    that the retrieval heads point at most; None if there is only one, and with the paper's lookups,
-    which tell blocks apart and nothing smaller.
+    better the sentence of another passage suits the question
+    (:mod:`quickllama.documents.judgement`); with the paper's lookups the share of them (layers
+    times tokens) that chose it, 0 to 1. ``layers``: the layers whose heads or lookups chose it.
+    ``sentence``: characters [start, end) of the sentence that the retrieval heads point at most;
+    None if there is only one, and with the paper's lookups, which tell blocks apart and nothing
+    smaller.
     """
 
     start: int
@@ -53,6 +57,9 @@ class Answer:
       to tell, or the text is too short. ``notes``: what a reader of the answer should know.
     * ``retrieval``: how the evidence was found: ``"heads"`` (retrieval heads) or ``"paper"`` (the
       memory's own lookups).
+    * ``ranking``: all pieces of the document as they were ranked for the question
+      (:class:`quickllama.documents.retrieval.Ranking`); None by the paper's lookups. It is neither
+      shown, nor compared, nor part of :meth:`to_dict`.
 
     Notebooks show the answer and its evidence.
     """
@@ -66,6 +73,7 @@ class Answer:
     confidence: float | None
     evidence: list[Passage]
     retrieval: str = "heads"
+    ranking: Ranking | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def found(self) -> bool:
@@ -74,7 +82,8 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, for JSON."""
-        plain = dataclasses.asdict(self)
+        plain = dataclasses.asdict(dataclasses.replace(self, ranking=None))
+        del plain["ranking"]
         plain["notes"] = list(self.notes)
         plain["found"] = self.found
         for passage in plain["evidence"]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, sentences, widen
-from quickllama.documents.judgement import FEWEST_PIECES, judge, question_likelihood
+from quickllama.documents.judgement import FEWEST_PIECES, Asked, judge
 from quickllama.documents.passages import retrieved_passages
 from quickllama.documents.retrieval import (
     Grid,
@@ -240,6 +240,31 @@ def hear_question(
     return centred_queries(session, heads, queries)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Heard:
+    """A question's queries, float32 [heads, T, D], in a fork of a document, and the ranking by
+    them."""
+
+    snapshot: Snapshot
+    session: Session
+    queries: NDArray[np.float32]
+    ranking: Ranking
+
+    def sentence(self, start: int, end: int) -> Span | None:
+        """The sentence of the text's characters [start, end) that the heads point at most; None if
+        there is but one."""
+        found = sentences(self.snapshot.text, start, end)
+        if len(found) < 2:
+            return None
+        runs = [self.snapshot.tokens(*span) for span in found]
+        return found[strongest(self.session, self.ranking, self.queries, runs)]
+
+    def words(self, piece: int) -> str:
+        """That sentence of a piece's passage, or all of it."""
+        span = self.snapshot.span_of(piece, piece)
+        return self.snapshot.text[slice(*(self.sentence(*span) or span))]
+
+
 def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     """Answer by retrieval heads, or by the memory's own lookups."""
     started = time.perf_counter()
@@ -251,14 +276,12 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
         check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
     queries = hear_question(session, suffix, span, heads)
-    ranking = rank_pieces(session, heads, queries, snapshot.grid)
-    judgement = judge(
-        ranking,
-        lambda piece: question_likelihood(model, snapshot.passage(piece), asking.question),
-    )
+    heard = _Heard(snapshot, session, queries, rank_pieces(session, heads, queries, snapshot.grid))
+    asked = Asked(model, asking.question)
+    judgement = judge(heard.ranking, lambda piece: asked.bond(heard.words(piece)))
     ranking = judgement.ranking
     evidence = [
-        _with_sentence(passage, session, snapshot, ranking, queries)
+        dataclasses.replace(passage, sentence=heard.sentence(passage.start, passage.end))
         for passage in evidence_of(snapshot, ranking, asking)
     ]
     confidence = None
@@ -281,6 +304,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
                 tuple(notes),
                 confidence,
                 evidence,
+                ranking=ranking,
             )
     if asking.use == "reread":
         session, logits, prompt = _reread(model, snapshot, asking, evidence)
@@ -289,7 +313,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     else:
         session, logits, prompt = _remember(snapshot, ranking, asking, suffix)
     decoded = _decode(model, asking, session, logits, prompt, started)
-    return Answer(asking.question, *decoded, tuple(notes), confidence, evidence)
+    return Answer(asking.question, *decoded, tuple(notes), confidence, evidence, ranking=ranking)
 
 
 def heads_of(model: Model, snapshot: Snapshot) -> tuple[Any, list[str], Any]:
@@ -338,22 +362,6 @@ def evidence_of(snapshot: Snapshot, ranking: Ranking, asking: Asking) -> list[Pa
         layers = ranking.layers(run, len(_chosen(ranking, asking)))
         passages.append(Passage(start, end, snapshot.text[start:end], score, layers))
     return sorted(passages, key=lambda passage: (-passage.score, passage.start))
-
-
-def _with_sentence(
-    passage: Passage,
-    session: Session,
-    snapshot: Snapshot,
-    ranking: Ranking,
-    queries: NDArray[np.float32],
-) -> Passage:
-    """``passage`` with the sentence that the heads point at most, if it has several."""
-    found = sentences(snapshot.text, passage.start, passage.end)
-    if len(found) < 2:
-        return passage
-    runs = [snapshot.tokens(*span) for span in found]
-    best = found[strongest(session, ranking, queries, runs)]
-    return dataclasses.replace(passage, sentence=best)
 
 
 # Uses of the ranking ------------------------------------------------------------------------------

@@ -4,25 +4,33 @@ Made-up facts are put into ordinary (or given) texts of about 4,000 tokens. Each
 each question is asked on a fork that listens to all heads, each of which ranks the text's pieces.
 The heads with the best mean log2 rank of the piece that holds the answer are kept, and the best of
 the first third of the layers for skimming. Questions whose facts are not in the text then teach
-what it looks like when nothing is found.
+what it looks like when nothing is found: how far the best passage stands out, and how much its
+sentence and the question make each other likelier.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickllama import checks
-from quickllama.documents.asking import rank_for
+from quickllama.documents.answer import Span, sentences
+from quickllama.documents.asking import Snapshot, hear_question
 from quickllama.documents.facts import Fact, make_facts, ordinary_texts, text_with_facts
 from quickllama.documents.head_store import FoundRule, RetrievalHeads, SkimHeads, save_heads
-from quickllama.documents.judgement import judge, question_likelihood
-from quickllama.documents.retrieval import Head, Ranking, all_heads
+from quickllama.documents.judgement import Asked, Bond, Judgement, judge
+from quickllama.documents.retrieval import (
+    Head,
+    Ranking,
+    all_heads,
+    rank_pieces,
+    rank_runs,
+    strongest_of,
+)
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import Progress
 from quickllama.progress import showing
@@ -37,18 +45,32 @@ SKIM_HEADS_KEPT = 6  # each costs memory
 SKIM_SHARE = 3  # of the layers one in so many is computed by skimming
 TEXTS = 10
 CHARACTERS = 16_000  # about 4,000 tokens
+FALSE = 0.1  # of the questions without an answer, taken to have one
 FACTS = 6  # in each text, and as many of other families that are asked for and not there
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One question: the ranking of a text by all heads; the pieces that hold the answer (none: not
-    there); every piece's passage."""
+    there).
+
+    ``sentences`` of the text, and s_h of each: ``said`` float32 [heads, sentences]. ``parts``: the
+    numbers of the sentences in every piece's passage.
+    """
 
     question: str
     ranking: Ranking
     answer: tuple[int, ...]
-    passages: Sequence[str]
+    sentences: Sequence[str]
+    said: NDArray[np.float32]
+    parts: Sequence[Sequence[int]]
+
+    def words(self, ranking: Ranking, piece: int) -> str:
+        """The sentence of a piece's passage that some of the heads, those of ``ranking``, point at
+        most."""
+        rows = [self.ranking.heads.index(head) for head in ranking.heads]
+        part = list(self.parts[piece])
+        return self.sentences[part[strongest_of(ranking, self.said[np.ix_(rows, part)])]]
 
 
 def calibrate(
@@ -63,20 +85,26 @@ def calibrate(
     heads = best_heads(trials)
     early = best_heads(trials, SKIM_HEADS_KEPT, max(model.n_layers // SKIM_SHARE, 1))
     source = f"calibrated on {len(trials)} questions, seed {seed}"
-    known: dict[tuple[str, str], float] = {}  # most passages are judged for both sets of heads
-
-    def likelihood(passage: str, question: str) -> float:
-        pair = passage, question
-        if pair not in known:
-            known[pair] = question_likelihood(model, passage, question)
-        return known[pair]
-
-    skim = SkimHeads(early, found_rule(trials, early, likelihood))
-    rule = found_rule(trials, heads, likelihood)
+    # Skimming has the same rule: its numbers hardly depend on which heads find the sentences.
+    rule = found_rule(trials, heads, _bonds(model))
+    skim = SkimHeads(early, rule)
     found = RetrievalHeads(model.fingerprint, heads, source, rule, skim)
     save_heads(found)
     model.retrieval_heads = found
     return found
+
+
+def _bonds(model: Model) -> Callable[[str, str], Bond]:
+    """:meth:`Asked.bond` of a question and a sentence, for one question after the other."""
+    asked: dict[str, Asked] = {}
+
+    def bond(question: str, sentence: str) -> Bond:
+        if question not in asked:
+            asked.clear()  # each holds sessions
+            asked[question] = Asked(model, question)
+        return asked[question].bond(sentence)
+
+    return bond
 
 
 def collect(
@@ -99,7 +127,9 @@ def collect(
             document = model.read(made.text)
             snapshot = document.snapshot()
             starts = [snapshot.characters(*bound) for bound in snapshot.grid.bounds.tolist()]
-            passages = [snapshot.passage(piece) for piece in range(len(starts))]
+            spans, parts = _sentences(snapshot)
+            runs = [snapshot.tokens(*span) for span in spans]
+            words = [made.text[start:end] for start, end in spans]
             asked: list[tuple[Fact, tuple[int, ...]]] = [
                 (fact, tuple(i for i, (a, b) in enumerate(starts) if a < place[1] and b > place[0]))
                 for fact, place in zip(made.facts, made.places, strict=True)
@@ -108,10 +138,25 @@ def collect(
             for fact, pieces in asked:
                 for question in (fact.question, fact.paraphrase):
                     suffix, span = snapshot.form.suffix(model.tokenizer, question)
-                    ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, heads)
-                    yield Trial(question, ranking, pieces, passages)
+                    session = snapshot.fork_whole()
+                    queries = hear_question(session, suffix, span, heads)
+                    ranking = rank_pieces(session, heads, queries, snapshot.grid)
+                    said = rank_runs(session, heads, queries, runs)
+                    yield Trial(question, ranking, pieces, words, said, parts)
             if show is not None:
                 show(done + 1, len(given))
+
+
+def _sentences(snapshot: Snapshot) -> tuple[list[Span], list[list[int]]]:
+    """Every sentence in the passage of a piece, and the numbers of those of each piece."""
+    numbers: dict[Span, int] = {}
+    parts = []
+    for piece in range(len(snapshot.grid.bounds)):
+        span = snapshot.span_of(piece, piece)
+        found = sentences(snapshot.text, *span)
+        whole = found if len(found) > 1 else [span]
+        parts.append([numbers.setdefault(one, len(numbers)) for one in whole])
+    return list(numbers), parts
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
@@ -147,30 +192,27 @@ def best_heads(
 
 
 def found_rule(
-    trials: Sequence[Trial], heads: Sequence[Head], likelihood: Callable[[str, str], float]
+    trials: Sequence[Trial], heads: Sequence[Head], bond: Callable[[str, str], Bond]
 ) -> FoundRule:
     """A logistic regression on the features of a :class:`quickllama.documents.judgement.Judgement`,
-    and the threshold at which as large a share of the questions with an answer is missed as of
-    those without one is taken to have one.
-
-    ``likelihood``: :func:`quickllama.documents.judgement.question_likelihood` of a passage and a
-    question.
-    """
+    and a threshold: see :func:`fit_rule`. ``bond``: of a question and a sentence."""
     rows: list[tuple[float, ...]] = []
     for trial in trials:
-        after = partial(_likelihood_after, trial, likelihood)
-        rows.append(judge(trial.ranking.by(heads), after).features)
+        rows.append(_judged(trial, trial.ranking.by(heads), bond).features)
     return fit_rule(np.array(rows), np.array([float(bool(trial.answer)) for trial in trials]))
 
 
-def _likelihood_after(trial: Trial, likelihood: Callable[[str, str], float], piece: int) -> float:
-    return likelihood(trial.passages[piece], trial.question)
+def _judged(trial: Trial, ranking: Ranking, bond: Callable[[str, str], Bond]) -> Judgement:
+    return judge(ranking, lambda piece: bond(trial.question, trial.words(ranking, piece)))
 
 
 def fit_rule(features: NDArray[np.float64], labels: NDArray[np.float64]) -> FoundRule:
-    """Newton's method with a little ridge. ``features`` [n, k], ``labels`` [n], 1: answerable."""
-    design = np.column_stack([features, np.ones(len(features))])
-    ridge = np.full(design.shape[1], 1e-2)
+    """Newton's method with a ridge of 1 for standardised features, so that their units do not
+    matter. ``features`` [n, k], ``labels`` [n], 1: answerable. The threshold is the lowest at which
+    at most :data:`FALSE` of the questions without an answer are taken to have one."""
+    middle, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
+    design = np.column_stack([(features - middle) / spread, np.ones(len(features))])
+    ridge = np.ones(design.shape[1])
     ridge[-1] = 1e-6
     weights = np.zeros(design.shape[1])
     for _ in range(50):
@@ -181,10 +223,12 @@ def fit_rule(features: NDArray[np.float64], labels: NDArray[np.float64]) -> Foun
         weights = weights - step
         if np.abs(step).max() < 1e-9:
             break
-    chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-    absent, there = np.sort(chance[labels == 0]), np.sort(chance[labels == 1])
-    false = 1 - np.searchsorted(absent, chance) / len(absent)
-    missed = np.searchsorted(there, chance) / len(there)
-    threshold = chance[np.argmin(np.maximum(false, missed))]
-    rounded = [round(float(weight), 4) for weight in weights]
-    return FoundRule(tuple(rounded[:-1]), rounded[-1], round(float(threshold), 4))
+    own = weights[:-1] / spread
+    rule = FoundRule(
+        tuple(round(float(weight), 4) for weight in own),
+        round(float(weights[-1] - own @ middle), 4),
+        0.5,
+    )
+    absent = sorted(rule.confidence(tuple(row)) for row in features[labels == 0])
+    least = absent[-1 - int(FALSE * len(absent))] if absent else 0.0
+    return dataclasses.replace(rule, threshold=round(min(least + 1e-4, 1.0), 4))

@@ -31,7 +31,7 @@ __all__ = [
     "save_heads",
 ]
 
-_FORMAT = 2
+_FORMAT = 3
 _SHIPPED = Path(__file__).parent / "heads"
 _EMBEDDING = "model.embed_tokens.weight"
 _BITS = 256
@@ -124,11 +124,13 @@ class FoundRule:
     :mod:`quickllama.documents.judgement`.
 
     confidence = 1 / (1 + exp(−(bias + Σ weight · feature))); found from ``threshold`` on.
+    ``features``: their names, so that a rule of other ones is never taken for one of these.
     """
 
     weights: tuple[float, ...]
     bias: float
     threshold: float
+    features: tuple[str, ...] = FEATURES
 
     def confidence(self, features: tuple[float, ...]) -> float:
         """0 to 1."""
@@ -201,12 +203,13 @@ def _heads(value: Any) -> tuple[tuple[int, int], ...]:
 
 
 def skim_heads_of(value: Mapping[str, Any]) -> SkimHeads:
-    """From a dict. Raises KeyError, TypeError or ValueError."""
+    """From a dict, without a rule of other features than today's. Raises KeyError, TypeError or
+    ValueError."""
     return SkimHeads(_heads(value["heads"]), _rule(value["found"]))
 
 
 def _rule(value: Mapping[str, Any] | None) -> FoundRule | None:
-    if value is None:
+    if value is None or list(value.get("features", ())) != list(FEATURES):
         return None
     weights = tuple(float(weight) for weight in value["weights"])
     if len(weights) != len(FEATURES):

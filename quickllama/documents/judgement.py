@@ -1,12 +1,14 @@
 """What the model makes of the best passages: their order, and whether they hold an answer at all.
 
 Heads find the passage of a question among the best few, and nearly always first if the question
-names what it asks for. Of a question in other words it is often the second or third. The passage
-after which the question is likelier is then the better one (docs/retrieval.md has the numbers).
+names what it asks for. Of a question in other words it is often the second or third. So the model
+is asked about the sentence of each that the heads point at most: how much likelier does it make the
+question, and the question it? A sentence tells far more than the passage around it, of which most
+has nothing to do with the question (docs/retrieval.md has the numbers).
 
-Whether the text answers the question is told from three numbers: how far the best passage lies
-above all others that are not beside it; how strongly the heads point at it; and how likely the
-question is after it.
+Whether the text answers the question is told from three numbers: how far the best passage stands
+above what the best of so many pieces would reach by chance, and the two gains. They hardly depend
+on the length of the text.
 """
 
 from __future__ import annotations
@@ -16,23 +18,65 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from quickllama.config import MemoryConfig
 from quickllama.documents.retrieval import Ranking
-from quickllama.prompt import DOCUMENT_PROMPT, PromptForm, text_tokens
+from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, text_tokens
 
 if TYPE_CHECKING:
+    from quickllama._core import Session
     from quickllama.model import Model
 
-__all__ = ["FEATURES", "FEWEST_PIECES", "Judgement", "judge", "question_likelihood"]
+__all__ = [
+    "FEATURES",
+    "FEWEST_PIECES",
+    "Asked",
+    "Bond",
+    "Judgement",
+    "judge",
+    "standing",
+]
 
 FEWEST_PIECES = 16
 """In a shorter text nothing can stand out far enough to tell whether it holds an answer."""
 
-FEATURES = ("margin", "strength", "likelihood")
+FEATURES = ("standing", "question", "sentence")
 """What :class:`quickllama.documents.head_store.FoundRule` weighs."""
 
 JUDGED = 4
-"""So many of the best pieces; each costs reading a short prompt."""
+"""So many of the best pieces, unless the best one is clear."""
+
+CLEAR = 0.7
+"""The best piece is clear if the second one has less than this part of its score: in no question of
+those that the rule was tried on did the model then prefer another."""
+
+_LIMITS = ((-3.0, 5.0), (-0.1, 0.3), (-0.1, 0.3))
+"""Of the features: what is beyond them tells no more. Questions in the text's own words, which have
+high ones, would else decide how questions in other words are weighed."""
+
+TAIL = 32  # of the best other pieces: by these one sees how scores thin out upwards
+
+
+@dataclasses.dataclass(frozen=True)
+class Bond:
+    """How much likelier a question and a sentence make each other.
+
+    ``question``, ``sentence``: mean log probability (natural logarithm) of the tokens of each after
+    the other, less that without it. ``question_share``, ``sentence_share``: the same as a share of
+    how unlikely it is without it: 1 if the other tells it for certain, 0 if it tells nothing,
+    negative if it misleads.
+    """
+
+    question: float
+    sentence: float
+    question_share: float
+    sentence_share: float
+
+    @property
+    def gain(self) -> float:
+        """Their mean gain, natural logarithm a token."""
+        return (self.question + self.sentence) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,35 +87,112 @@ class Judgement:
     features: tuple[float, float, float]
 
 
-def judge(ranking: Ranking, likelihood_after: Callable[[int], float]) -> Judgement:
-    """Add to the score of the best pieces how much likelier the question is after their passages
-    than after the others'.
+def judge(ranking: Ranking, bond_with: Callable[[int], Bond]) -> Judgement:
+    """Add to the score of the best pieces how much more their sentences and the question make each
+    other likelier than the others' do.
 
-    ``likelihood_after``: :func:`question_likelihood` for a piece. Pieces that are not judged are
-    taken to be like the worst one that is, so that they stay behind.
+    ``bond_with``: :meth:`Asked.bond` with the sentence of a piece. Only the best piece is judged if
+    it is clear. Pieces that are not judged are taken to be like the worst one that is, so that they
+    stay behind.
     """
     judged = ranking.best(JUDGED)
-    likelihood = np.array([likelihood_after(piece) for piece in judged])
-    added = np.full(len(ranking.scores), likelihood.min() - likelihood.max())
-    added[judged] = likelihood - likelihood.max()
-    ranking = dataclasses.replace(ranking, added=added)
+    first = ranking.scores[judged]
+    if len(judged) > 1 and first[1] < CLEAR * first[0]:
+        judged = judged[:1]
+    bonds = [bond_with(piece) for piece in judged]
+    gain = np.array([bond.gain for bond in bonds])
+    added = np.full(len(ranking.scores), gain.min() - gain.max())
+    added[judged] = gain - gain.max()
+    by_heads, ranking = ranking.scores, dataclasses.replace(ranking, added=added)
     best = ranking.best(1)[0]
-    apart = np.abs(np.arange(len(ranking.scores)) - best) > 1
-    second = ranking.scores[apart].max(initial=ranking.scores.min())
-    margin = float(ranking.scores[best] - second)
-    strength = float(ranking.raw[:, best].mean())
-    return Judgement(ranking, (margin, strength, float(likelihood[judged.index(best)])))
+    bond = bonds[judged.index(best)]
+    found = standing(by_heads, best), bond.question_share, bond.sentence_share
+    one, two, three = (float(np.clip(f, *limits)) for f, limits in zip(found, _LIMITS, strict=True))
+    return Judgement(ranking, (one, two, three))
 
 
-def question_likelihood(model: Model, passage: str, question: str) -> float:
-    """Mean log probability (natural logarithm) of the tokens of ``question`` where it is asked
-    after ``passage`` alone."""
-    form = PromptForm.of(DOCUMENT_PROMPT)
-    prefix, _ = form.prefix(model.tokenizer)
-    inside, _ = text_tokens(model.tokenizer, passage)
-    suffix, (start, end) = form.suffix(model.tokenizer, question)
-    ids = np.concatenate([prefix, inside, suffix[:end]])
-    logits = model.forward(ids[:-1], logits_to_keep=end - start).astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    chosen = logits[np.arange(end - start), ids[start - end :]]
-    return float((chosen - np.log(np.exp(logits).sum(axis=1))).mean())
+def standing(scores: NDArray[np.float64], piece: int) -> float:
+    """How far the score of ``piece`` lies above what the best of so many would reach by chance.
+
+    High scores thin out about exponentially. The best one of n is then expected at log n times
+    their mean excess, so that longer texts have higher ones; less that, it is much the same in
+    texts of any length. Looked at are the :data:`TAIL` best pieces that are not beside
+    ``piece``, at most half of them; 0 in a text of fewer than four pieces.
+    """
+    others = np.abs(np.arange(len(scores)) - piece) > 1
+    highest = np.sort(scores[others])[::-1]
+    count = min(TAIL, len(highest) // 2)
+    if not count:
+        return 0.0
+    base = highest[count]
+    excess = float(np.mean(highest[:count] - base))
+    return float(scores[piece] - base) / max(excess, 1e-9) - float(np.log(count))
+
+
+class Asked:
+    """A question, and what it and a sentence have to do with each other; ``bond`` costs reading
+    the sentence twice and the question once."""
+
+    def __init__(self, model: Model, question: str) -> None:
+        self._tokenizer = model.tokenizer
+        plain = PromptForm.of(DOCUMENT_PROMPT)
+        before, _ = plain.prefix(model.tokenizer)
+        asked, _ = PromptForm.of(PASSAGES_PROMPT).prefix(model.tokenizer, question)
+        suffix, (start, end) = plain.suffix(model.tokenizer, question)
+        self._lead, self._question = suffix[: start - 1], suffix[start:end]
+        self._heard = suffix[start - 1 : end - 1]  # after each of these a token of the question
+        # Both prompts begin alike; their last tokens are read apart for the logits after them.
+        most = min(len(before), len(asked)) - 1
+        same = int(np.argmax(np.append(before[:most] != asked[:most], True)))
+        session = model.session(MemoryConfig(mode="full"))
+        if same:
+            session.feed(before[:same])
+        self._asked = session.fork()
+        self._after_asked = self._asked.feed(asked[same:])
+        self._plain = session
+        self._after_plain = session.feed(before[same:])
+        self._alone = self._of_question(self._plain.fork(), before[:0])
+
+    def bond(self, sentence: str) -> Bond:
+        """With ``sentence``; all 0 if there is none."""
+        ids, _ = text_tokens(self._tokenizer, sentence)
+        if not len(ids):
+            return Bond(0.0, 0.0, 0.0, 0.0)
+        after = self._plain.fork()
+        base = _log_chances(_rows(after, ids, self._after_plain), ids)
+        told = self._of_question(after, ids[-1:])
+        given = _log_chances(_rows(self._asked.fork(), ids, self._after_asked), ids)
+        return Bond(
+            float((told - self._alone).mean()),
+            float((given - base).mean()),
+            _share(told, self._alone),
+            _share(given, base),
+        )
+
+    def _of_question(self, session: Session, last: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Log probabilities of the question's tokens after what ``session`` has read, and the
+        tokens ``last``."""
+        before = np.concatenate([last, self._lead])
+        if len(before):
+            session.feed(before)
+        return _log_chances(session.feed(self._heard, all_logits=True), self._question)
+
+
+def _rows(
+    session: Session, ids: NDArray[np.int64], first: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Logits [n, V] from which each of ``ids`` [n] follows, the first one from ``first`` [V]; the
+    session has then read all but the last one."""
+    rows = first.reshape(1, -1)
+    return rows if len(ids) < 2 else np.concatenate([rows, session.feed(ids[:-1], all_logits=True)])
+
+
+def _log_chances(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Log probabilities of ``ids`` by ``logits`` [n, V]: float64 [n]."""
+    rows = logits - logits.max(axis=1, keepdims=True)
+    total = np.exp(rows).sum(axis=1, dtype=np.float64)
+    return np.asarray(rows[np.arange(len(ids)), ids] - np.log(total), dtype=np.float64)
+
+
+def _share(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
+    return float(1 - with_it.sum() / min(without.sum(), -1e-9))

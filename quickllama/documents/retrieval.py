@@ -32,8 +32,10 @@ __all__ = [
     "all_heads",
     "centred_queries",
     "rank_pieces",
+    "rank_runs",
     "standard_scores",
     "strongest",
+    "strongest_of",
 ]
 
 MOST_STANDING_OUT = 4
@@ -171,9 +173,20 @@ def strongest(
     """Which of the runs of tokens (begin, end), such as sentences, the heads of ``ranking`` point
     at most: the same score as that of a piece. ``queries``: those that the ranking was made with.
     """
-    raw = np.concatenate(
-        [session.rank(ranking.heads, queries, *run, run[1] - run[0]) for run in runs], axis=1
+    return strongest_of(ranking, rank_runs(session, ranking.heads, queries, runs))
+
+
+def rank_runs(
+    session: Session, heads: Sequence[Head], queries: Floats, runs: Sequence[tuple[int, int]]
+) -> Floats:
+    """s_h of each of the runs of tokens (begin, end): float32 [heads, runs]."""
+    return np.concatenate(
+        [session.rank(heads, queries, *run, run[1] - run[0]) for run in runs], axis=1
     )
+
+
+def strongest_of(ranking: Ranking, raw: Floats) -> int:
+    """The best of runs of tokens by ``raw`` [heads, runs], from :func:`rank_runs`."""
     spread = ranking.raw.astype(np.float64).std(axis=1, keepdims=True)
     scaled = np.divide(raw, spread, out=np.zeros(raw.shape), where=spread > 1e-9)
     return int(scaled.mean(axis=0).argmax())

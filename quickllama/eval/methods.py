@@ -25,8 +25,6 @@ import numpy as np
 from quickllama import checks
 from quickllama.config import MemoryConfig
 from quickllama.documents.answer import Answer, Span, widen
-from quickllama.documents.asking import rank_for
-from quickllama.documents.judgement import judge, question_likelihood
 from quickllama.errors import InvalidValue, MissingPackage
 from quickllama.eval.case import Question
 from quickllama.eval.settings import Settings
@@ -69,7 +67,6 @@ class Reading:
         self.settings = settings
         self.seconds = 0.0
         self._document: Document | None = None
-        self._pieces: dict[str, list[Span]] = {}
 
     def document(self, read: Callable[[Reading], Document]) -> Document:
         """The text as a document; ``read`` is called the first time."""
@@ -78,23 +75,6 @@ class Reading:
             self._document = read(self)
             self.seconds = time.perf_counter() - started
         return self._document
-
-    def ranked(self, document: Document, question: str) -> list[Span]:
-        """The passages that ``Document.ask`` ranks first, whatever it does with them."""
-        if question not in self._pieces:
-            snapshot = document.snapshot()
-            known = snapshot.skim or self.model.retrieval_heads
-            assert known is not None
-            suffix, span = snapshot.form.suffix(self.model.tokenizer, question)
-            ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, known.heads)
-            ranking = judge(
-                ranking,
-                lambda piece: question_likelihood(self.model, snapshot.passage(piece), question),
-            ).ranking
-            bounds = ranking.grid.bounds
-            best = [snapshot.characters(*bounds[piece].tolist()) for piece in ranking.best(BEST)]
-            self._pieces[question] = best
-        return self._pieces[question]
 
     @cached_property
     def cut(self) -> list[Span]:
@@ -173,12 +153,17 @@ def _heads(use: str, read: Callable[[Reading], Document]) -> Ask:
     def ask(reading: Reading, question: Question, new_tokens: int) -> Prediction:
         document = reading.document(read)
         answer = document.ask(question.text, use=use, always_answer=True, max_new_tokens=new_tokens)
-        known = document.snapshot().skim or reading.model.retrieval_heads
+        snapshot = document.snapshot()
+        known = snapshot.skim or reading.model.retrieval_heads
         rule = None if known is None else known.found
         found = None
         if answer.confidence is not None and rule is not None:
             found = answer.confidence >= rule.threshold
-        return _prediction(answer, found, reading.ranked(document, question.text))
+        ranking = answer.ranking
+        assert ranking is not None
+        bounds = ranking.grid.bounds
+        best = [snapshot.characters(*bounds[piece].tolist()) for piece in ranking.best(BEST)]
+        return _prediction(answer, found, best)
 
     return ask
 
