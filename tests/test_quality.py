@@ -32,7 +32,7 @@ def test_every_run_of_the_page_can_be_made() -> None:
     result = run("quality.py", "list")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[-1].startswith("all") and any(line.startswith("needle ") for line in lines)
+    assert lines[-1].startswith("all") and any(line.startswith("needle-anew ") for line in lines)
 
 
 def row(task: str, depth: int, authors: bool, ours: bool) -> dict[str, Any]:
