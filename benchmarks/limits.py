@@ -17,10 +17,11 @@ import native
 from report import print_table
 
 MEMORY_BYTES = 256 << 20
+"""Read by each thread: several times the caches of one core's share."""
+
 # The limit of a CPU variant that multiplies a type by itself.
 _BFLOAT16 = {"avx512bf16": "bfloat16", "amx": "bfloat16_tiles"}
 _INT8 = {"avx2": "int8_256", "avx512vnni": "int8", "avx512bf16": "int8", "amx": "int8"}
-"""Read by each thread: several times the caches of one core's share."""
 
 Limits = dict[str, dict[str, float]]
 """Number of threads -> what is measured -> operations or bytes in a second."""
