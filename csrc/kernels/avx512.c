@@ -1,25 +1,7 @@
 /* avx512.c - x86-64 with AVX-512 F, BW, DQ and VL. */
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#define QL_WIDEN(half)   (vu) _mm512_cvtepu16_epi32((__m256i)(half))
-#define QL_NARROW(whole) (vh) _mm512_cvtepi32_epi16((__m512i)(whole))
-#define QL_SIGNED(bytes) (vi) _mm512_cvtepi8_epi32((__m128i)(bytes))
-#define QL_NEAREST(v)    (vi) _mm512_cvtps_epi32((__m512)(v))
-#define QL_BYTES(whole)  (vb) _mm512_cvtepi32_epi8((__m512i)(whole))
-#define QL_HALVES(bits)  (vf) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(bits)))
-#define QL_DOT_PAIRS(sum, w, x)                                                                    \
-    (vi) _mm512_add_epi16((__m512i)(sum), _mm512_maddubs_epi16((__m512i)(w), (__m512i)(x)))
-#define QL_ADD_PAIRS(low, high)                                                                    \
-    ((vi)_mm512_madd_epi16((__m512i)(low), _mm512_set1_epi16(1)) +                                 \
-     (vi)_mm512_madd_epi16((__m512i)(high), _mm512_set1_epi16(16)))
-#define QL_TILE_ROWS  6
-#define QL_INT8_PARTS 2
-#define QL_Q4_PARTS   2
-#define QL_VARIANT    avx512
-#define QL_LANES      16
-#define QL_REGISTERS  32
-#include "body.inc"
+#define QL_VARIANT avx512
+#include "avx512.inc"
 #else
 typedef int ql_nothing_here; /* a file of C holds at least one declaration */
 #endif
