@@ -21,7 +21,7 @@
 
 static _Atomic(const ql_kernels *) chosen; /* NULL: the best one */
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(QL_NO_AVX512)
 /* Whether the CPU multiplies tiles of bfloat16 and of bytes, and the system lets this process do
  * so: it must ask once, as tiles make each thread's saved state 8 KB larger. */
 static bool has_tiles(void) {
@@ -41,25 +41,35 @@ static bool has_tiles(void) {
     return false;
 #endif
 }
+
+/* The variants with AVX-512 that run here, best first; returns how many. Intel's products of pairs
+ * of bfloat16 run at half the rate of its float32, AMD's at twice. */
+static int runnable_avx512(const ql_kernels *tables[QL_MAX_VARIANTS]) {
+    int n = 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+        return 0;
+    bool vnni = __builtin_cpu_supports("avx512vnni"), slow = __builtin_cpu_is("intel");
+    bool pairs = vnni && __builtin_cpu_supports("avx512bf16");
+    if (pairs && has_tiles()) tables[n++] = &ql_kernels_amx;
+    if (pairs && !slow) tables[n++] = &ql_kernels_avx512bf16;
+    if (vnni) tables[n++] = &ql_kernels_avx512vnni;
+    if (pairs && slow) tables[n++] = &ql_kernels_avx512bf16;
+    tables[n++] = &ql_kernels_avx512;
+    return n;
+}
 #endif
 
-/* The variants that run on this CPU and operating system, best first; returns how many. Intel's
- * products of pairs of bfloat16 run at half the rate of its float32, AMD's at twice. */
+/* The variants that run on this CPU and operating system, best first; returns how many. */
 static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("f16c");
-    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    bool pairs = vnni && __builtin_cpu_supports("avx512bf16"), slow = __builtin_cpu_is("intel");
-    if (pairs && has_tiles()) tables[n++] = &ql_kernels_amx;
-    if (pairs && !slow) tables[n++] = &ql_kernels_avx512bf16;
-    if (vnni) tables[n++] = &ql_kernels_avx512vnni;
-    if (pairs && slow) tables[n++] = &ql_kernels_avx512bf16;
-    if (avx512) tables[n++] = &ql_kernels_avx512;
+#ifndef QL_NO_AVX512
+    if (avx2) n = runnable_avx512(tables);
+#endif
     if (avx2) tables[n++] = &ql_kernels_avx2;
 #endif
     tables[n++] = &ql_kernels_portable;
