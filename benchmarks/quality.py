@@ -2,10 +2,12 @@
 
     python benchmarks/quality.py list                 # the runs, and how much each reads and writes
     python benchmarks/quality.py run                  # all that is missing; or --only passkey ...
+    python benchmarks/quality.py run --qwen FILE      # those of the second model, too
     python benchmarks/quality.py report               # the page, from the results that are there
 
-Results lie in quality/results/RUN/TASK.jsonl, with RUN/run.json about the machine and the commit; a
-run that was stopped goes on. Needs the extra ``eval``.
+Results lie in quality/results/RUN/TASK.jsonl, with RUN/run.json about the machines and commits; a
+run that was stopped goes on. Needs the extra ``eval``. FILE: Qwen2.5-Coder-0.5B-Instruct as Qwen
+gives it away (Apache-2.0), qwen2.5-coder-0.5b-instruct-q4_k_m.gguf.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ RESULTS = PAGE.parent / "results"
 AGREEMENT = RESULTS / "agreement.jsonl"
 HELD_OUT = Path(ql.__file__).parent / "eval" / "tasks" / "needle" / "facts_held_out.toml"
 ANEW = ("qllm", "infllm", "stream")
+QWEN = "Qwen2.5-Coder-0.5B-Instruct"
 RULER = ("multi_key", "multi_value", "multi_query", "variable_tracking", "common_words")
 RULER += ("frequent_words", "fact_qa")
 
@@ -45,6 +48,7 @@ class Run:
     about: str
     tasks: tuple[str, ...]
     settings: tuple[dict[str, Any], ...]
+    model: str = "SmolLM2-135M-Instruct"
 
     @property
     def folder(self) -> Path:
@@ -132,6 +136,24 @@ PLAN = (
         ),
     ),
     Run(
+        "qwen-passkey",
+        f"The same with another model, {QWEN} (its publisher's q4_k_m GGUF file, held as "
+        "bfloat16), calibrated as any user would.",
+        ("passkey",),
+        ({"methods": ["heads", "qllm", "stream"], "lengths": ["4k"], "n": 1},),
+        QWEN,
+    ),
+    Run(
+        "qwen-needle",
+        f"The facts and manuals of needle-manuals, {QWEN}.",
+        ("needle",),
+        (
+            {**MANUALS, "methods": ["heads", "given"], "lengths": ["4k"]},
+            {**MANUALS, "methods": ["heads", "given"], "lengths": ["16k"], "n": 2},
+        ),
+        QWEN,
+    ),
+    Run(
         "key-value",
         "One line of a JSON object.",
         ("key_value",),
@@ -162,9 +184,10 @@ PLAN = (
 
 HEAD = """# Quality
 
-What SmolLM2-135M-Instruct answers about long texts, by the methods of this package. Made by
-`python benchmarks/quality.py run` and `report`; every answer lies in [results](results). Tasks,
-methods and what is counted as right: [docs/evaluation.md](../../docs/evaluation.md).
+What SmolLM2-135M-Instruct, and in two runs another model, answers about long texts, by the methods
+of this package. Made by `python benchmarks/quality.py run` and `report`; every answer lies in
+[results](results). Tasks, methods and what is counted as right:
+[docs/evaluation.md](../../docs/evaluation.md).
 
 A cell is right answers / questions, their share, and its 95 % interval (Wilson; questions about one
 text are not independent, so that the truth may lie further away). All methods of a table were asked
@@ -179,12 +202,25 @@ def run(model: ql.Model, one: Run) -> None:
     """Do what is missing of a run."""
     one.folder.mkdir(parents=True, exist_ok=True)
     about = {"machine": machine.describe(), "dtype": model.dtype, "threads": model.n_threads}
-    with (one.folder / "run.json").open("w", encoding="utf-8") as file:
-        json.dump(about, file, indent=1)
-        file.write("\n")
+    known = _sessions(one)
+    if _where(about) not in map(_where, known):
+        text = json.dumps([*known, about], indent=1)
+        (one.folder / "run.json").write_text(f"{text}\n", encoding="utf-8")
     for task in one.tasks:
         for settings in one.settings:
             evaluate(model, task, out=one.folder, progress=True, **settings)
+
+
+def _sessions(one: Run) -> list[dict[str, Any]]:
+    """Machine, dtype and threads of each session that made a part of a run."""
+    file = one.folder / "run.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else []
+
+
+def _where(about: dict[str, Any]) -> str:
+    threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
+    where = about["machine"]
+    return f"{about['dtype']} weights, {threads}, {where['cpu']}, commit {where['commit']}"
 
 
 def page(plan: Sequence[Run]) -> str:
@@ -197,12 +233,9 @@ def page(plan: Sequence[Run]) -> str:
             missing.append(one.name)
             continue
         results = Results.load(*files)
-        about = json.loads((one.folder / "run.json").read_text("utf-8"))
-        where = about["machine"]
         parts.append(
             f"## {one.name}\n\n{one.about}\n\n{tables(results.rows, results.headers, '###')}\n"
-            f"{about['dtype']} weights, {about['threads']} threads, {where['cpu']}, "
-            f"commit {where['commit']}.\n"
+            f"{'; '.join(map(_where, _sessions(one)))}.\n"
         )
     if missing:
         parts.append(
@@ -232,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=("list", "run", "report"))
     parser.add_argument("--only", nargs="+", choices=[one.name for one in PLAN], metavar="RUN")
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--qwen", help=f"{QWEN}, for the runs with it")
     parser.add_argument("--dtype")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args(arguments)
@@ -243,12 +277,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{'all':<16}{tokens:>12,} tokens{answers:>7,} answers")
         return 0
     if options.what == "run":
-        model = ql.Model.from_pretrained(
-            options.model, dtype=options.dtype, n_threads=options.threads
-        )
-        for one in chosen:
-            print(one.name, file=sys.stderr)
-            run(model, one)
+        for source in (options.model, options.qwen):
+            wanted = [one for one in chosen if (one.model == QWEN) == (source is options.qwen)]
+            if source is None or not wanted:
+                continue
+            model = ql.Model.from_pretrained(source, dtype=options.dtype, n_threads=options.threads)
+            for one in wanted:
+                print(one.name, file=sys.stderr)
+                run(model, one)
     PAGE.write_text(page(PLAN), encoding="utf-8")
     print(PAGE)
     return 0
