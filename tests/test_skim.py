@@ -180,12 +180,26 @@ def test_heads_to_skim_with_are_kept(model: ql.Model) -> None:
             model.retrieval_heads = dataclasses.replace(known, skim=SkimHeads(heads))
 
 
-def test_the_shipped_model_can_be_skimmed() -> None:
-    (path,) = (Path(head_store.__file__).parent / "heads").glob("*.json")
+SHIPPED = {  # file: layers, query heads that share a key head
+    "smollm2-135m-instruct": (30, 3),
+    "qwen2.5-coder-0.5b-instruct": (24, 7),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_can_be_skimmed(name: str) -> None:
+    n_layers, group = SHIPPED[name]
+    path = Path(head_store.__file__).parent / "heads" / f"{name}.json"
     shipped = RetrievalHeads.from_dict(json.loads(path.read_text("utf-8")))
     assert shipped.skim is not None and shipped.skim.found is not None
-    assert max(layer for layer, _ in shipped.skim.heads) < 10  # of 30
-    assert len({(layer, head // 3) for layer, head in shipped.skim.heads}) <= 6  # 768 bytes a token
+    assert max(layer for layer, _ in shipped.skim.heads) < n_layers // 3
+    kept = {(layer, head // group) for layer, head in shipped.skim.heads}
+    assert len(kept) <= 6  # 768 bytes a token
+
+
+def test_all_shipped_heads_are_tested() -> None:
+    files = (Path(head_store.__file__).parent / "heads").glob("*.json")
+    assert {path.stem for path in files} == set(SHIPPED)
 
 
 # The command line ---------------------------------------------------------------------------------
