@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -201,7 +202,7 @@ could give at best. The machines did other work at the same time; what speed is 
 def run(model: ql.Model, one: Run) -> None:
     """Do what is missing of a run."""
     one.folder.mkdir(parents=True, exist_ok=True)
-    about = {"machine": machine.describe(), "dtype": model.dtype, "threads": model.n_threads}
+    about = {"machine": _here(), "dtype": model.dtype, "threads": model.n_threads}
     known = _sessions(one)
     if _where(about) not in map(_where, known):
         text = json.dumps([*known, about], indent=1)
@@ -209,6 +210,12 @@ def run(model: ql.Model, one: Run) -> None:
     for task in one.tasks:
         for settings in one.settings:
             evaluate(model, task, out=one.folder, progress=True, **settings)
+
+
+@functools.cache
+def _here() -> dict[str, Any]:
+    """The machine and the commit, before results of this process make the tree differ from it."""
+    return machine.describe()
 
 
 def _sessions(one: Run) -> list[dict[str, Any]]:

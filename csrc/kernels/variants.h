@@ -1,6 +1,6 @@
 /* variants.h - the tables that the files of this folder define; only csrc/kernels.c chooses among
- * them. QL_NO_AVX512 leaves those with AVX-512 out: a quarter of the time to build with sanitizers,
- * where the CPU would not run them anyway. */
+ * them. QL_NO_AVX512 leaves those with AVX-512 out: four files of half a minute each under
+ * sanitizers, for a CPU that would not run them anyway. */
 #ifndef QL_KERNELS_VARIANTS_H
 #define QL_KERNELS_VARIANTS_H
 
