@@ -3,6 +3,7 @@
     python benchmarks/quality.py list                 # the runs, and how much each reads and writes
     python benchmarks/quality.py run                  # all that is missing; or --only passkey ...
     python benchmarks/quality.py run --qwen FILE      # those of the second model, too
+    python benchmarks/quality.py run --jobs 16 --threads 1    # in so many processes at once
     python benchmarks/quality.py report               # the page, from the results that are there
 
 Results lie in quality/results/RUN/TASK.jsonl, with RUN/run.json about the machines and commits; a
@@ -13,176 +14,25 @@ gives it away (Apache-2.0), qwen2.5-coder-0.5b-instruct-q4_k_m.gguf.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
 import json
+import multiprocessing
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.synchronize import Lock
 from typing import Any
 
 import agreement
 import machine
+from quality_plan import PLAN, QWEN, RESULTS, Part, Run
+from tqdm import tqdm
 
 import quickllama as ql
-from quickllama.eval import METHODS, Results, Settings, evaluate
-from quickllama.eval.settings import tokens_of
+from quickllama.eval import Results, evaluate
 from quickllama.eval.tables import tables
-from quickllama.eval.tasks import Task, find_task
 
-PAGE = Path(__file__).parent / "quality" / "README.md"
-RESULTS = PAGE.parent / "results"
+PAGE = RESULTS.parent / "README.md"
 AGREEMENT = RESULTS / "agreement.jsonl"
-HELD_OUT = Path(ql.__file__).parent / "eval" / "tasks" / "needle" / "facts_held_out.toml"
-ANEW = ("qllm", "infllm", "stream")
-QWEN = "Qwen2.5-Coder-0.5B-Instruct"
-RULER = ("multi_key", "multi_value", "multi_query", "variable_tracking", "common_words")
-RULER += ("frequent_words", "fact_qa")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Evaluations that share a table; ``about`` is what the page says of them, ``settings`` those
-    of each. Texts and questions are the same where n, depths, kinds and length are."""
-
-    name: str
-    about: str
-    tasks: tuple[str, ...]
-    settings: tuple[dict[str, Any], ...]
-    model: str = "SmolLM2-135M-Instruct"
-
-    @property
-    def folder(self) -> Path:
-        """Where its results are."""
-        return RESULTS / self.name
-
-    def tokens(self) -> int:
-        """Tokens to be read, about; skimmed ones count a third."""
-        return sum(_tokens(find_task(task), each) for task in self.tasks for each in self.settings)
-
-    def questions(self) -> int:
-        """Answers to be written, about."""
-        total = 0
-        for task in map(find_task, self.tasks):
-            for settings in (Settings(**each) for each in self.settings):
-                kinds = len(settings.kinds or task.usual)
-                slots = len(settings.depths) * settings.n * len(settings.lengths)
-                total += slots * kinds * len(settings.methods)
-        return total
-
-
-def _tokens(task: Task, given: dict[str, Any]) -> int:
-    settings = Settings(**given)
-    kinds = settings.kinds or task.usual
-    slots = len(settings.depths) * settings.n
-    texts = -(-slots // task.per_text)
-    if task.name == "babi":
-        texts *= len(kinds)
-    elif "distractors" in kinds and len(kinds) > 1:
-        texts *= 2
-    total = 0.0
-    for method in {METHODS[name].reading: METHODS[name] for name in settings.methods}.values():
-        times = slots * len(kinds) if method.anew else texts
-        total += times * method.cost * sum(map(tokens_of, settings.lengths))
-    return round(total)
-
-
-MANUALS: dict[str, Any] = {
-    "facts": HELD_OUT,
-    "texts": Path("heldout"),
-    "depths": [10, 30, 50, 70, 90],
-    "n": 4,
-    "methods": ["heads", "given", "bm25"],
-    "kinds": ["lexical", "paraphrase"],
-}
-FEW: dict[str, Any] = {**MANUALS, "kinds": ["lexical"], "depths": [50], "n": 5}
-PLAN = (
-    Run(
-        "passkey",
-        "A pass key in repeated filler. qllm and the other modes read it with the question before "
-        "it, window 1k. The model was trained on texts of up to 8,192 tokens.",
-        ("passkey",),
-        (
-            {"methods": ["heads", "skim"], "lengths": ["4k", "16k"], "n": 1},
-            {"methods": [*ANEW, "infinite"], "lengths": ["4k", "16k"], "n": 1},
-            {"methods": ["full"], "lengths": ["4k", "16k"], "n": 1},
-            {"methods": ["heads", "skim", "qllm"], "lengths": ["64k"], "depths": [50], "n": 1},
-            {"methods": ["skim"], "lengths": ["256k"], "depths": [50], "n": 1},
-        ),
-    ),
-    Run(
-        "needle-manuals",
-        "Facts that were kept back, in two manuals (`python benchmarks/texts.py heldout --names "
-        "securing installation`), ten to a text, which is read once.",
-        ("needle",),
-        (
-            {**MANUALS, "lengths": ["4k", "16k", "64k"]},
-            {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kinds": ["absent", "elsewhere"]},
-            {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kinds": ["two", "distractors"]},
-            {**MANUALS, "lengths": ["64k"], "methods": ["skim"]},
-            {**MANUALS, "lengths": ["128k"], "methods": ["skim", "given", "bm25"], "n": 2},
-        ),
-    ),
-    Run(
-        "needle-anew",
-        "The same facts and manuals, few questions: the paper's modes read the text anew for each.",
-        ("needle",),
-        (
-            {**FEW, "methods": ["heads", "given", *ANEW], "lengths": ["4k", "16k"]},
-            {**FEW, "methods": ["full"], "lengths": ["4k"]},
-            {**FEW, "methods": ["qllm"], "lengths": ["4k"], "mask": "authors"},
-            {**FEW, "methods": ["qllm"], "lengths": ["4k"], "question_weight": 4.0},
-            {**FEW, "methods": ["qllm"], "lengths": ["4k"], "window": "512"},
-            {**FEW, "methods": ["qllm"], "lengths": ["4k"], "window": "2k"},
-        ),
-    ),
-    Run(
-        "qwen-passkey",
-        f"The same with another model, {QWEN} (its publisher's q4_k_m GGUF file, held as "
-        "bfloat16), calibrated as any user would.",
-        ("passkey",),
-        ({"methods": ["heads", "qllm", "stream"], "lengths": ["4k"], "n": 1},),
-        QWEN,
-    ),
-    Run(
-        "qwen-needle",
-        f"The facts and manuals of needle-manuals, {QWEN}.",
-        ("needle",),
-        (
-            {**MANUALS, "methods": ["heads", "given"], "lengths": ["4k"]},
-            {**MANUALS, "methods": ["heads", "given"], "lengths": ["16k"], "n": 2},
-        ),
-        QWEN,
-    ),
-    Run(
-        "key-value",
-        "One line of a JSON object.",
-        ("key_value",),
-        (
-            {"methods": ["heads", "skim", "given"], "lengths": ["4k", "16k"], "n": 2},
-            {"methods": ["qllm", "full"], "lengths": ["4k"], "n": 2},
-        ),
-    ),
-    Run(
-        "babi",
-        "What people did in a simulation, spread over ordinary text.",
-        ("babi",),
-        ({"methods": ["heads", "given", "full"], "lengths": ["4k"], "n": 1},),
-    ),
-    Run(
-        "ruler",
-        "RULER's families.",
-        RULER,
-        ({"methods": ["heads", "full"], "lengths": ["4k"], "n": 1},),
-    ),
-    Run(
-        "verses",
-        "Verses of the Bible, by label and by words.",
-        ("verses",),
-        ({"methods": ["heads", "skim", "given", "bm25"], "lengths": ["4k", "16k"], "n": 2},),
-    ),
-)
-
 HEAD = """# Quality
 
 What SmolLM2-135M-Instruct, and in two runs another model, answers about long texts, by the methods
@@ -199,23 +49,47 @@ could give at best. The machines did other work at the same time; what speed is 
 """
 
 
-def run(model: ql.Model, one: Run) -> None:
-    """Do what is missing of a run."""
-    one.folder.mkdir(parents=True, exist_ok=True)
-    about = {"machine": _here(), "dtype": model.dtype, "threads": model.n_threads}
+def run(parts: Sequence[Part], jobs: int, source: str, **options: Any) -> None:
+    """Do what is missing, in so many processes at once, each with a model of its own. ``options``:
+    of Model.from_pretrained."""
+    spawn = multiprocessing.get_context("spawn")
+    about = {"machine": machine.describe(), "processes": jobs}
+    shared = source, options, about, spawn.Lock()
+    bar = tqdm(total=sum(part.tokens for part in parts), unit="token", unit_scale=True)
+    with bar, ProcessPoolExecutor(jobs, spawn, _open, shared) as pool:
+        longest_first = sorted(parts, key=lambda part: -part.tokens)
+        waiting = {pool.submit(_evaluate, part): part for part in longest_first}
+        for done in as_completed(waiting):
+            done.result()
+            bar.update(waiting[done].tokens)
+
+
+_model: ql.Model  # of a process of the pool
+_about: dict[str, Any]  # what is kept of the session
+_noting: Lock
+
+
+def _open(source: str, options: dict[str, Any], about: dict[str, Any], noting: Lock) -> None:
+    global _model, _about, _noting
+    _model = ql.Model.from_pretrained(source, **options)
+    _about = {**about, "dtype": _model.dtype, "threads": _model.n_threads}
+    _noting = noting
+
+
+def _evaluate(part: Part) -> None:
+    def answered(_done: int, _total: int) -> None:
+        with _noting:
+            _note(part.run)
+
+    evaluate(_model, part.task, out=part.run.folder, progress=answered, **part.settings)
+
+
+def _note(one: Run) -> None:
+    """Keep on which machine and commit a part of a run was made."""
     known = _sessions(one)
-    if _where(about) not in map(_where, known):
-        text = json.dumps([*known, about], indent=1)
+    if _where(_about) not in map(_where, known):
+        text = json.dumps([*known, _about], indent=1)
         (one.folder / "run.json").write_text(f"{text}\n", encoding="utf-8")
-    for task in one.tasks:
-        for settings in one.settings:
-            evaluate(model, task, out=one.folder, progress=True, **settings)
-
-
-@functools.cache
-def _here() -> dict[str, Any]:
-    """The machine and the commit, before results of this process make the tree differ from it."""
-    return machine.describe()
 
 
 def _sessions(one: Run) -> list[dict[str, Any]]:
@@ -226,6 +100,8 @@ def _sessions(one: Run) -> list[dict[str, Any]]:
 
 def _where(about: dict[str, Any]) -> str:
     threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
+    if about.get("processes", 1) > 1:
+        threads += f" in each of {about['processes']} processes"
     where = about["machine"]
     return f"{about['dtype']} weights, {threads}, {where['cpu']}, commit {where['commit']}"
 
@@ -264,6 +140,14 @@ def _agreement() -> str:
     return head + table + "".join(f"\nDoes not agree: {problem}.\n" for problem in problems)
 
 
+def _list(runs: Sequence[Run]) -> None:
+    named = [(one.name, list(one.parts())) for one in runs]
+    named.append(("all", [part for _, parts in named for part in parts]))
+    for name, own in named:
+        tokens, answers = sum(part.tokens for part in own), sum(part.answers for part in own)
+        print(f"{name:<16}{tokens:>12,} tokens{answers:>7,} answers")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """List, run or report."""
     parser = argparse.ArgumentParser(
@@ -275,23 +159,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--qwen", help=f"{QWEN}, for the runs with it")
     parser.add_argument("--dtype")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--jobs", type=int, default=1, help="so many processes at once")
     options = parser.parse_args(arguments)
     chosen = [one for one in PLAN if options.only is None or one.name in options.only]
     if options.what == "list":
-        for one in chosen:
-            print(f"{one.name:<16}{one.tokens():>12,} tokens{one.questions():>7,} answers")
-        tokens, answers = (sum(map(f, chosen)) for f in (Run.tokens, Run.questions))
-        print(f"{'all':<16}{tokens:>12,} tokens{answers:>7,} answers")
+        _list(chosen)
         return 0
     if options.what == "run":
         for source in (options.model, options.qwen):
-            wanted = [one for one in chosen if (one.model == QWEN) == (source is options.qwen)]
-            if source is None or not wanted:
-                continue
-            model = ql.Model.from_pretrained(source, dtype=options.dtype, n_threads=options.threads)
-            for one in wanted:
-                print(one.name, file=sys.stderr)
-                run(model, one)
+            runs = [one for one in chosen if (one.model == QWEN) == (source is options.qwen)]
+            parts = [part for one in runs for part in one.parts()]
+            if source is not None and parts:
+                model = {"dtype": options.dtype, "n_threads": options.threads}
+                run(parts, options.jobs, source, **model)
     PAGE.write_text(page(PLAN), encoding="utf-8")
     print(PAGE)
     return 0

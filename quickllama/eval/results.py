@@ -2,13 +2,16 @@
 
 A line with ``"header"`` describes settings; every other line is one answered question and names its
 settings by ``"settings"``, the first 12 hex digits of the description's SHA-256. So results of
-different settings may stand in one file, and are never taken for each other.
+different settings may stand in one file, and are never taken for each other. Processes may write
+to one file at the same time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -61,13 +64,16 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except OSError as problem:
             raise FileProblem(f"results cannot be kept in {self.path}: {problem}") from None
 
     def _load(self, path: Path) -> None:
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                data = file.read()
         except OSError as problem:
             raise FileProblem(f"{path} cannot be read: {problem}") from None
         whole = data[: data.rfind(b"\n") + 1]
@@ -90,7 +96,9 @@ class Store:
                 stacklevel=3,
             )
             with path.open("r+b") as file:
-                file.truncate(len(whole))
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if file.seek(0, os.SEEK_END) == len(data):  # nobody else has mended it
+                    file.truncate(len(whole))
 
 
 def load_results(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Row]]:
