@@ -105,6 +105,8 @@ PLAN = (
         (
             {"methods": ["heads", "skim"], "lengths": ["4k", "16k"], "n": 1},
             {"methods": [*ANEW, "infinite", "full"], "lengths": ["4k", "16k"], "n": 1},
+            {"methods": ["qllm"], "lengths": ["8k"], "n": 1},
+            {"methods": ["qllm"], "lengths": ["8k", "16k"], "n": 1, "kv_dtype": "int8"},
             {"methods": ["heads", "skim", "qllm"], "lengths": ["64k"], "depths": [50], "n": 1},
             {"methods": ["qllm", "infllm"], "lengths": ["128k"], "depths": [50], "n": 1},
             {"methods": ["heads", "skim"], "lengths": ["256k"], "depths": [50], "n": 1},
@@ -121,6 +123,7 @@ PLAN = (
             {**MANUALS, "lengths": ["4k", "16k", "64k"]},
             {**UNTOLD, "lengths": ["4k", "16k", "64k"]},
             {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kinds": ["two", "distractors"]},
+            {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kv_dtype": "int8"},
             {**MANUALS, "lengths": ["64k"], "methods": ["skim"]},
             {**MANUALS, "lengths": ["128k"], "methods": ["heads", "skim", "given", "bm25"], "n": 2},
             {**MANUALS, "lengths": ["256k"], "methods": ["skim", "given", "bm25"], "n": 2},
