@@ -98,8 +98,18 @@ def _caches() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of this source tree; empty where there is none."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """The commit of this source tree, ``-dirty`` if files differ from it that are no results; empty
+    where there is none."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ":/", RESULTS)
+    return f"{commit}-dirty" if commit and _git(*changed) else commit
+
+
+RESULTS = ":(exclude,top)benchmarks/quality"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:

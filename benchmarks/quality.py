@@ -17,7 +17,7 @@ import argparse
 import json
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.synchronize import Lock
 from typing import Any
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import quickllama as ql
 from quickllama.eval import Results, evaluate
-from quickllama.eval.tables import tables
+from quickllama.eval.tables import length_name, markdown, tables
 
 PAGE = RESULTS.parent / "README.md"
 AGREEMENT = RESULTS / "agreement.jsonl"
@@ -108,7 +108,7 @@ def _where(about: dict[str, Any]) -> str:
 
 def page(plan: Sequence[Run]) -> str:
     """The page, from the results that are there."""
-    parts = [HEAD]
+    parts = [HEAD, _overview(plan)]
     missing = []
     for one in plan:
         files = sorted(one.folder.glob("*.jsonl"))
@@ -125,6 +125,59 @@ def page(plan: Sequence[Run]) -> str:
             f"## Not run yet\n\n{', '.join(missing)}: `python benchmarks/quality.py list`.\n"
         )
     return "\n".join([*parts, _agreement()])
+
+
+OVERVIEW = """## Overview
+
+Right answers / questions, each method with its usual settings (window 1k, mask exact, question
+weight 1). The last column: for how many of its answerable questions `heads` has the whole answer
+among the 8 passages that it ranks first. Intervals, other settings and how often "Not found" is
+said: in the sections below.
+"""
+
+
+def _overview(plan: Sequence[Run]) -> str:
+    """Right answers of all runs in one table."""
+    lines = []
+    for one in plan:
+        for file in sorted(one.folder.glob("*.jsonl")):
+            results = Results.load(file)
+            usual = {name for name, identity in results.headers.items() if _usual(identity)}
+            cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
+            for row in results.rows:
+                if row["settings"] in usual:
+                    cells.setdefault((row["kind"], row["length"]), []).append(row)
+            for (kind, length), rows in sorted(cells.items()):
+                lines.append([one.name, kind, length_name(length), *_cells(rows)])
+    columns = ["run", "question", "tokens", *OVERVIEW_METHODS, "heads: best 8"]
+    return OVERVIEW + "\n" + markdown(columns, lines)
+
+
+OVERVIEW_METHODS = ("given", "heads", "skim", "bm25", "qllm", "infllm", "stream", "full")
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
+    def count(method: str, key: Callable[[dict[str, Any]], bool]) -> str:
+        own = [row for row in rows if row["method"] == method and (key is right or row["ranks"])]
+        return f"{sum(map(key, own))}/{len(own)}" if own else ""
+
+    def right(row: dict[str, Any]) -> bool:
+        return bool(row["correct"])
+
+    return [
+        *(count(method, right) for method in OVERVIEW_METHODS),
+        count("heads", lambda row: None not in row["ranks"]),
+    ]
+
+
+def _usual(identity: dict[str, Any]) -> bool:
+    memory = identity.get("memory", {})
+    return (
+        identity["kv_dtype"] == "bfloat16"
+        and identity.get("window") in (None, "1k")
+        and memory.get("mask", "exact") == "exact"
+        and memory.get("question_weight", 1.0) == 1.0
+    )
 
 
 def _agreement() -> str:

@@ -122,7 +122,7 @@ PLAN = (
         (
             {**MANUALS, "lengths": ["4k", "16k", "64k"]},
             {**UNTOLD, "lengths": ["4k", "16k", "64k"]},
-            {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kinds": ["two", "distractors"]},
+            {**MANUALS, "lengths": ["16k"], "kinds": ["two", "distractors"]},
             {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kv_dtype": "int8"},
             {**MANUALS, "lengths": ["64k"], "methods": ["skim"]},
             {**MANUALS, "lengths": ["128k"], "methods": ["heads", "skim", "given", "bm25"], "n": 2},

@@ -22,7 +22,7 @@ from quickllama.documents.answer import Span, sentences
 from quickllama.documents.asking import Snapshot, hear_question
 from quickllama.documents.facts import Fact, make_facts, ordinary_texts, text_with_facts
 from quickllama.documents.head_store import FoundRule, RetrievalHeads, SkimHeads, save_heads
-from quickllama.documents.judgement import Asked, Bond, Judgement, judge
+from quickllama.documents.judgement import Asked, Bond, Judgement, Opening, judge
 from quickllama.documents.retrieval import (
     Head,
     Ranking,
@@ -96,12 +96,13 @@ def calibrate(
 
 def _bonds(model: Model) -> Callable[[str, str], Bond]:
     """:meth:`Asked.bond` of a question and a sentence, for one question after the other."""
+    opening = Opening(model)
     asked: dict[str, Asked] = {}
 
     def bond(question: str, sentence: str) -> Bond:
         if question not in asked:
             asked.clear()  # each holds sessions
-            asked[question] = Asked(model, question)
+            asked[question] = Asked(model, question, opening)
         return asked[question].bond(sentence)
 
     return bond

@@ -34,6 +34,7 @@ __all__ = [
     "Asked",
     "Bond",
     "Judgement",
+    "Opening",
     "judge",
     "standing",
 ]
@@ -129,29 +130,54 @@ def standing(scores: NDArray[np.float64], piece: int) -> float:
     return float(scores[piece] - base) / max(excess, 1e-9) - float(np.log(count))
 
 
-class Asked:
-    """A question, and what it and a sentence have to do with each other; ``bond`` costs reading
-    the sentence twice and the question once."""
+class Opening:
+    """What stands before a text, read once for all questions about which nothing is known yet."""
 
-    def __init__(self, model: Model, question: str) -> None:
-        self._tokenizer = model.tokenizer
-        plain = PromptForm.of(DOCUMENT_PROMPT)
-        before, _ = plain.prefix(model.tokenizer)
-        asked, _ = PromptForm.of(PASSAGES_PROMPT).prefix(model.tokenizer, question)
-        suffix, (start, end) = plain.suffix(model.tokenizer, question)
-        self._lead, self._question = suffix[: start - 1], suffix[start:end]
-        self._heard = suffix[start - 1 : end - 1]  # after each of these a token of the question
+    def __init__(self, model: Model) -> None:
+        before, _ = PromptForm.of(DOCUMENT_PROMPT).prefix(model.tokenizer)
+        asked = _asked_prefix(model, "?")
         # Both prompts begin alike; their last tokens are read apart for the logits after them.
         most = min(len(before), len(asked)) - 1
         same = int(np.argmax(np.append(before[:most] != asked[:most], True)))
-        session = model.session(MemoryConfig(mode="full"))
-        if same:
-            session.feed(before[:same])
-        self._asked = session.fork()
-        self._after_asked = self._asked.feed(asked[same:])
-        self._plain = session
-        self._after_plain = session.feed(before[same:])
-        self._alone = self._of_question(self._plain.fork(), before[:0])
+        self._model = model
+        self._alike = before[:same]
+        self._begun = self._read(self._alike)
+        self.plain = self._begun.fork()
+        self.after_plain = self.plain.feed(before[same:])
+
+    def asked(self, question: str) -> tuple[Session, NDArray[np.float32]]:
+        """A session that has read the prompt with the question before the text, and the logits [V]
+        after it."""
+        ids = _asked_prefix(self._model, question)
+        same = len(self._alike)
+        alike = len(ids) > same and np.array_equal(ids[:same], self._alike)
+        session = self._begun.fork() if alike else self._read(ids[:same])
+        return session, session.feed(ids[same:])
+
+    def _read(self, ids: NDArray[np.int64]) -> Session:
+        session = self._model.session(MemoryConfig(mode="full"))
+        if len(ids):
+            session.feed(ids)
+        return session
+
+
+def _asked_prefix(model: Model, question: str) -> NDArray[np.int64]:
+    return PromptForm.of(PASSAGES_PROMPT).prefix(model.tokenizer, question)[0]
+
+
+class Asked:
+    """A question, and what it and a sentence have to do with each other; ``bond`` costs reading
+    the sentence twice and the question once. ``opening``: of this model, if there is one."""
+
+    def __init__(self, model: Model, question: str, opening: Opening | None = None) -> None:
+        opening = opening or Opening(model)
+        self._tokenizer = model.tokenizer
+        suffix, (start, end) = PromptForm.of(DOCUMENT_PROMPT).suffix(model.tokenizer, question)
+        self._lead, self._question = suffix[: start - 1], suffix[start:end]
+        self._heard = suffix[start - 1 : end - 1]  # after each of these a token of the question
+        self._plain, self._after_plain = opening.plain, opening.after_plain
+        self._asked, self._after_asked = opening.asked(question)
+        self._alone = self._of_question(self._plain.fork(), suffix[:0])
 
     def bond(self, sentence: str) -> Bond:
         """With ``sentence``; all 0 if there is none."""

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cases_of", "evaluate"]
 
-DATA_FORMAT = 1  # of the tasks' data: another number makes old results other results
 MOST_FULL = 131_072  # tokens that the mode full reads
 NO_TEXT = Haystack("none", " ")  # for tasks that hide nothing in ordinary text
 PROMPT_ROOM = 1024  # tokens of question, prompt and answer
@@ -279,7 +278,7 @@ class Evaluation:
             facts = load_facts(None if settings.facts is None else Path(settings.facts))
         return {
             "task": task.name,
-            "data_format": DATA_FORMAT,
+            "data_format": task.data_format,
             "seed": settings.seed,
             "texts": f"{self.haystack.name} {self.haystack.digest}" if task.needs else None,
             "facts": None if facts is None else _digest(repr(facts)),

@@ -34,6 +34,7 @@ class Task:
     * ``make``: texts from a draft; ``read``: cases of a benchmark's file, with the number of tokens
       that a text has. One of them is None.
     * ``score``: 0 to 1, of a question and an answer.
+    * ``data_format``: another number makes results of before other results.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     make: Callable[[Draft], list[Case]] | None
     read: Callable[[Path, Callable[[str], int]], Iterator[Case]] | None
     score: Callable[[Question, str], float]
+    data_format: int
 
 
 def find_task(name: object) -> Task:
@@ -64,6 +66,7 @@ def find_task(name: object) -> Task:
         make=getattr(data, "make", None),
         read=getattr(data, "read", None),
         score=scoring.score,
+        data_format=getattr(data, "DATA_FORMAT", 1),
     )
 
 

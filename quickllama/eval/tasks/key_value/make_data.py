@@ -7,10 +7,11 @@ import numpy as np
 from quickllama.eval.case import Case, Draft, Question, places_among
 from quickllama.eval.words import identifiers
 
-__all__ = ["KINDS", "NEW_TOKENS", "PER_TEXT", "make"]
+__all__ = ["DATA_FORMAT", "KINDS", "NEW_TOKENS", "PER_TEXT", "make"]
 
 KINDS = ("key_value",)
-NEW_TOKENS = 64
+NEW_TOKENS = 128  # answers repeat the key before they give the value: about 50 tokens each
+DATA_FORMAT = 2  # 1: 64 tokens, which cut values off
 PER_TEXT = 10
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from quickllama.eval.case import Case, Draft, Question, places_among
 from quickllama.eval.haystack import verses
 
-__all__ = ["KINDS", "NEW_TOKENS", "PER_TEXT", "make"]
+__all__ = ["DATA_FORMAT", "KINDS", "NEW_TOKENS", "PER_TEXT", "make"]
 
 KINDS = ("words", "label")
-NEW_TOKENS = {"words": 96, "label": 16}
+NEW_TOKENS = {"words": 96, "label": 64}  # answers repeat the words that they were given
+DATA_FORMAT = 2  # 1: 16 tokens of a label, which came to no label
 PER_TEXT = 10
 
 OPENING = 10  # words of a verse that a question gives
