@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DOCUMENT_PROMPT",
     "PASSAGES_PROMPT",
+    "POINTED_OUT",
     "QUESTION_LEAD",
     "SUFFIX",
     "TASK",
@@ -41,6 +42,9 @@ DOCUMENT_PROMPT = TASK + TEXT_LEAD + "{text}" + SUFFIX
 """Of a document that is read before anyone asks."""
 PASSAGES_PROMPT = TASK + QUESTION_LEAD + "{question}" + TEXT_LEAD + "{text}" + SUFFIX
 """The question before and after the text: the paper's way, and for passages that are read again."""
+POINTED_OUT = "{passages}\n\nThe sentence that answers the question: {sentence}"
+"""The text of such a prompt: a small model loses the answer among the sentences around it, unless
+it is told where to look (docs/retrieval.md)."""
 
 _PLAIN_END = "\n\nAnswer:"  # where there is no chat template
 _PLACE = "\ue000the user's words\ue001"  # private-use characters: in no template

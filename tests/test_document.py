@@ -17,7 +17,7 @@ from small_tokenizers import KINDS, pieces, small_tokenizer, texts
 
 import quickllama as ql
 from quickllama.documents.growing_text import GrowingText
-from quickllama.prompt import PASSAGES_PROMPT, PromptForm, text_tokens
+from quickllama.prompt import PASSAGES_PROMPT, POINTED_OUT, PromptForm, text_tokens
 
 MEMORY = ql.MemoryConfig(
     mode="infllm", n_init=8, n_local=48, block_size=16, topk=0, exc_block_size=32
@@ -184,6 +184,27 @@ def test_threads_get_the_serial_answers(model: ql.Model, use: str) -> None:
     answers = asked_by_threads(document, questions, **ask)
     assert all(map(same, answers, serial))
     assert len({tuple(answer.tokens) for answer in serial}) > 1  # the question matters
+
+
+@pytest.mark.parametrize("own", [None, "Text {text} Frage: {question}"])
+def test_passages_are_read_again_and_a_sentence_pointed_out(
+    model: ql.Model, own: str | None
+) -> None:
+    """With a prompt of one's own nothing is added."""
+    document = model.read(TEXT, memory=MEMORY, prompt=own)
+    ask = {"passages": 2, "neighbours": 3, "max_new_tokens": 8, "always_answer": True}
+    answer = document.ask(QUESTION, **ask)
+    best, *others = answer.evidence
+    assert best.sentence is not None
+    words = "\n\n".join(passage.text for passage in [*reversed(others), best])
+    form = PromptForm.of(own or PASSAGES_PROMPT)
+    if own is None:
+        words = POINTED_OUT.format(passages=words, sentence=TEXT[slice(*best.sentence)])
+    prefix, _ = form.prefix(model.tokenizer, QUESTION)
+    suffix, _ = form.suffix(model.tokenizer, QUESTION)
+    prompt = np.concatenate([prefix, text_tokens(model.tokenizer, words)[0], suffix])
+    ids = model.generate(prompt, max_new_tokens=8, memory=ql.MemoryConfig(mode="full"))
+    assert answer.tokens == [token for token in ids[len(prompt) :].tolist() if token != 258]
 
 
 def test_the_papers_way_is_what_generate_does(model: ql.Model) -> None:

@@ -34,7 +34,7 @@ from quickllama.generation import (
     options_from,
     read,
 )
-from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, text_tokens
+from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, POINTED_OUT, PromptForm, text_tokens
 from quickllama.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
@@ -371,11 +371,15 @@ Ready = tuple["Session", NDArray[np.float32], NDArray[np.int64]]
 
 
 def _reread(model: Model, snapshot: Snapshot, asking: Asking, evidence: list[Passage]) -> Ready:
-    """Read the passages again as ordinary text in a short prompt, the best one last."""
+    """Read the passages again as ordinary text in a short prompt, the best one last. The package's
+    own prompt points out its sentence that the heads point at most; others are left as they are."""
     form = snapshot.form
+    words = "\n\n".join(passage.text for passage in reversed(evidence))
     if form == PromptForm.of(DOCUMENT_PROMPT):
         form = PromptForm.of(PASSAGES_PROMPT)
-    words = "\n\n".join(passage.text for passage in reversed(evidence))
+        if evidence and evidence[0].sentence is not None:
+            sentence = snapshot.text[slice(*evidence[0].sentence)]
+            words = POINTED_OUT.format(passages=words, sentence=sentence)
     prefix, _ = form.prefix(model.tokenizer, asking.question)
     suffix, _ = form.suffix(model.tokenizer, asking.question)
     inside, _ = text_tokens(model.tokenizer, words)

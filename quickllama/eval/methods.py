@@ -28,7 +28,7 @@ from quickllama.documents.answer import Answer, Span, widen
 from quickllama.errors import InvalidValue, MissingPackage
 from quickllama.eval.case import Question
 from quickllama.eval.settings import Settings
-from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, text_tokens
+from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, POINTED_OUT, text_tokens
 
 if TYPE_CHECKING:
     from quickllama.documents.document import Document
@@ -186,6 +186,7 @@ def _heads_identity(skim: bool) -> Callable[[Model, Settings], dict[str, Any]]:
             "query_aware": False,
             "question_position": "after",
             "prompt": _prompt(settings, DOCUMENT_PROMPT),
+            "passages": [PASSAGES_PROMPT, POINTED_OUT] if settings.prompt is None else None,
             "memory": _settings_of(memory, model),
             "heads": {**known.to_dict(), "source": None, "skim": None}
             if not skim or known.skim is None
