@@ -17,7 +17,7 @@ import argparse
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.synchronize import Lock
 from typing import Any
@@ -143,7 +143,7 @@ def _overview(plan: Sequence[Run]) -> str:
         for file in sorted(one.folder.glob("*.jsonl")):
             results = Results.load(file)
             usual = {name for name, identity in results.headers.items() if _usual(identity)}
-            cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
+            cells: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
             for row in results.rows:
                 if row["settings"] in usual:
                     cells.setdefault((row["kind"], row["length"]), []).append(row)
@@ -156,12 +156,12 @@ def _overview(plan: Sequence[Run]) -> str:
 OVERVIEW_METHODS = ("given", "heads", "skim", "bm25", "qllm", "infllm", "stream", "full")
 
 
-def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
-    def count(method: str, key: Callable[[dict[str, Any]], bool]) -> str:
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    def count(method: str, key: Callable[[Mapping[str, Any]], bool]) -> str:
         own = [row for row in rows if row["method"] == method and (key is right or row["ranks"])]
         return f"{sum(map(key, own))}/{len(own)}" if own else ""
 
-    def right(row: dict[str, Any]) -> bool:
+    def right(row: Mapping[str, Any]) -> bool:
         return bool(row["correct"])
 
     return [
@@ -170,7 +170,7 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _usual(identity: dict[str, Any]) -> bool:
+def _usual(identity: Mapping[str, Any]) -> bool:
     memory = identity.get("memory", {})
     return (
         identity["kv_dtype"] == "bfloat16"

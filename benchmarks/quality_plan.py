@@ -124,6 +124,13 @@ PLAN = (
             {**UNTOLD, "lengths": ["4k", "16k", "64k"]},
             {**MANUALS, "lengths": ["16k"], "kinds": ["two", "distractors"]},
             {**MANUALS, "lengths": ["16k"], "methods": ["heads"], "kv_dtype": "int8"},
+            {**MANUALS, "lengths": ["16k"], "methods": ["heads-infllm"]},
+            {
+                **MANUALS,
+                "lengths": ["16k"],
+                "methods": ["heads-infllm"],
+                "kinds": ["two", "distractors"],
+            },
             {**MANUALS, "lengths": ["64k"], "methods": ["skim"]},
             {**MANUALS, "lengths": ["128k"], "methods": ["heads", "skim", "given", "bm25"], "n": 2},
             {**MANUALS, "lengths": ["256k"], "methods": ["skim", "given", "bm25"], "n": 2},

@@ -5,6 +5,7 @@
 | ``heads`` | once, first tokens and window alone | passages that retrieval heads find, re-read |
 | ``heads-reposition`` | the same reading | their keys and values, before the question |
 | ``heads-memory`` | the same reading | their blocks, from afar |
+| ``heads-infllm`` | once, with look-ups (mode infllm) | as ``heads`` |
 | ``skim`` | once, the first layers alone | passages that those heads find, re-read |
 | ``qllm``, ``infllm``, ``stream``, ``infinite``, ``full`` | anew for each question, which stands \
 before and after the text; or once (``question_position="after"``) | the memory of that mode |
@@ -142,6 +143,16 @@ def _read_plainly(reading: Reading) -> Document:
     )
 
 
+def _read_looking_up(reading: Reading) -> Document:
+    settings = reading.settings
+    return reading.model.read(
+        reading.text,
+        memory=MemoryConfig(mode="infllm"),
+        kv_dtype=settings.kv_dtype,
+        prompt=_prompt(settings, DOCUMENT_PROMPT),
+    )
+
+
 def _read_skimming(reading: Reading) -> Document:
     settings = reading.settings
     return reading.model.skim(
@@ -177,11 +188,12 @@ def _settings_of(memory: MemoryConfig, model: Model) -> dict[str, Any]:
     return table
 
 
-def _heads_identity(skim: bool) -> Callable[[Model, Settings], dict[str, Any]]:
+def _heads_identity(
+    memory: MemoryConfig, skim: bool = False
+) -> Callable[[Model, Settings], dict[str, Any]]:
     def identity(model: Model, settings: Settings) -> dict[str, Any]:
         known = model.retrieval_heads
         assert known is not None
-        memory = MemoryConfig.skim() if skim else MemoryConfig(mode="infllm", topk=0)
         return {
             "query_aware": False,
             "question_position": "after",
@@ -316,25 +328,25 @@ def _prompt(settings: Settings, usual: str) -> str:
 
 
 def _all() -> Mapping[str, Method]:
+    plain = MemoryConfig(mode="infllm", topk=0)
     found = [
         Method(
             name,
-            "window",
-            _heads(use, _read_plainly),
-            _heads_identity(False),
+            reading,
+            _heads(use, read),
+            _heads_identity(memory, skim=reading == "skim"),
+            cost=0.3 if reading == "skim" else 1.0,
             ranks=True,
             refuses=True,
         )
-        for name, use in (
-            ("heads", "reread"),
-            ("heads-reposition", "reposition"),
-            ("heads-memory", "memory"),
+        for name, reading, use, read, memory in (
+            ("heads", "window", "reread", _read_plainly, plain),
+            ("heads-reposition", "window", "reposition", _read_plainly, plain),
+            ("heads-memory", "window", "memory", _read_plainly, plain),
+            ("heads-infllm", "look-ups", "reread", _read_looking_up, MemoryConfig(mode="infllm")),
+            ("skim", "skim", "reread", _read_skimming, MemoryConfig.skim()),
         )
     ]
-    skim = _heads("reread", _read_skimming)
-    found.append(
-        Method("skim", "skim", skim, _heads_identity(True), cost=0.3, ranks=True, refuses=True)
-    )
     found += [
         Method(mode, mode, _by_memory(mode), _memory_identity(mode), anew=True)
         for mode in ("qllm", "infllm", "stream", "infinite", "full")
