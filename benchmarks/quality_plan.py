@@ -44,11 +44,12 @@ class Run:
     tasks: tuple[str, ...]
     settings: tuple[dict[str, Any], ...]
     model: str = SMOLLM2
+    results: Path = RESULTS
 
     @property
     def folder(self) -> Path:
         """Where its results are."""
-        return RESULTS / self.name
+        return self.results / self.name
 
     def parts(self) -> Iterator[Part]:
         """All of it, in pieces that may be done in any order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from fresh_python import environment
 from oracle_cases import ORACLE
+from tiny_folder import write_folder
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="a source tree has the benchmarks")
@@ -33,6 +35,28 @@ def test_every_run_of_the_page_can_be_made() -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[-1].startswith("all") and any(line.startswith("needle-anew ") for line in lines)
+
+
+def test_parts_are_done_by_several_processes_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)  # where the processes find no source tree
+    quality, plan = map(importlib.import_module, ("quality", "quality_plan"))
+    write_folder(tmp_path / "tiny")
+    asked = {"methods": ["stream", "full"], "lengths": [512, 1024], "n": 1}
+    one = plan.Run("made", "Made up.", ("passkey",), (asked,), results=tmp_path / "results")
+    parts = list(one.parts())
+    assert [part.settings["lengths"] for part in parts] == [[512], [512], [1024], [1024]]
+    lines = []
+    for _ in range(2):  # the second time there is nothing to do
+        quality.run(parts, 2, str(tmp_path / "tiny"), dtype="float32", n_threads=1)
+        lines.append((one.folder / "passkey.jsonl").read_text("utf-8").splitlines())
+    assert lines[0] == lines[1] and sum('"question"' in line for line in lines[0]) == 12
+    (session,) = json.loads((one.folder / "run.json").read_text("utf-8"))
+    assert (session["processes"], session["threads"]) == (2, 1)
+    page = quality.page([one])
+    assert "| made | passkey | 1k |" in page and "1 thread in each of 2 processes" in page
 
 
 def row(task: str, depth: int, authors: bool, ours: bool) -> dict[str, Any]:
