@@ -101,11 +101,9 @@ def _commit() -> str:
     """The commit of this source tree, ``-dirty`` if files differ from it that are no results; empty
     where there is none."""
     commit = _git("rev-parse", "--short", "HEAD")
-    changed = ("status", "--porcelain", "--untracked-files=no", "--", ":/", RESULTS)
+    but_results = ":(exclude,top)benchmarks/quality"
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ":/", but_results)
     return f"{commit}-dirty" if commit and _git(*changed) else commit
-
-
-RESULTS = ":(exclude,top)benchmarks/quality"
 
 
 def _git(*arguments: str) -> str:

@@ -3,7 +3,7 @@
     python benchmarks/quality.py list                 # the runs, and how much each reads and writes
     python benchmarks/quality.py run                  # all that is missing; or --only passkey ...
     python benchmarks/quality.py run --qwen FILE      # those of the second model, too
-    python benchmarks/quality.py run --jobs 16 --threads 1    # in so many processes at once
+    python benchmarks/quality.py run --jobs 16        # in so many processes at once
     python benchmarks/quality.py report               # the page, from the results that are there
 
 Results lie in quality/results/RUN/TASK.jsonl, with RUN/run.json about the machines and commits; a
@@ -28,6 +28,7 @@ from quality_plan import PLAN, QWEN, RESULTS, Part, Run
 from tqdm import tqdm
 
 import quickllama as ql
+from quickllama.cpu import physical_cores
 from quickllama.eval import Results, evaluate
 from quickllama.eval.tables import length_name, markdown, tables
 
@@ -43,15 +44,17 @@ of this package. Made by `python benchmarks/quality.py run` and `report`; every 
 A cell is right answers / questions, their share, and its 95 % interval (Wilson; questions about one
 text are not independent, so that the truth may lie further away). All methods of a table were asked
 the same questions about the same texts at each length, as far as they were asked. A model of this
-size misreads much of what it is handed: `given`, the right passage alone, is what finding passages
-could give at best. The machines did other work at the same time; what speed is like, see
-`python benchmarks/speed.py`.
+size misreads much of what it is handed: `given` hands it the right passage alone, but points out no
+sentence of it, as `heads` and `skim` do. The machines did other work at the same time; what speed
+is like, see `python benchmarks/speed.py`.
 """
 
 
 def run(parts: Sequence[Part], jobs: int, source: str, **options: Any) -> None:
     """Do what is missing, in so many processes at once, each with a model of its own. ``options``:
-    of Model.from_pretrained."""
+    of Model.from_pretrained; the threads are by default the cores' share."""
+    if options.get("n_threads") is None and jobs > 1:
+        options["n_threads"] = max(physical_cores() // jobs, 1)
     spawn = multiprocessing.get_context("spawn")
     about = {"machine": machine.describe(), "processes": jobs}
     shared = source, options, about, spawn.Lock()
@@ -59,9 +62,13 @@ def run(parts: Sequence[Part], jobs: int, source: str, **options: Any) -> None:
     with bar, ProcessPoolExecutor(jobs, spawn, _open, shared) as pool:
         longest_first = sorted(parts, key=lambda part: -part.tokens)
         waiting = {pool.submit(_evaluate, part): part for part in longest_first}
-        for done in as_completed(waiting):
-            done.result()
-            bar.update(waiting[done].tokens)
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                bar.update(waiting[done].tokens)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 _model: ql.Model  # of a process of the pool
@@ -89,7 +96,9 @@ def _note(one: Run) -> None:
     known = _sessions(one)
     if _where(_about) not in map(_where, known):
         text = json.dumps([*known, _about], indent=1)
-        (one.folder / "run.json").write_text(f"{text}\n", encoding="utf-8")
+        new = one.folder / "run.json.new"
+        new.write_text(f"{text}\n", encoding="utf-8")
+        new.replace(one.folder / "run.json")  # never half a file
 
 
 def _sessions(one: Run) -> list[dict[str, Any]]:
@@ -129,10 +138,10 @@ def page(plan: Sequence[Run]) -> str:
 
 OVERVIEW = """## Overview
 
-Right answers / questions, each method with its usual settings (window 1k, mask exact, question
-weight 1). The last column: for how many of its answerable questions `heads` has the whole answer
-among the 8 passages that it ranks first. Intervals, other settings and how often "Not found" is
-said: in the sections below.
+Right answers / questions, the main methods with their usual settings (window 1k, mask exact,
+question weight 1). The last column: for how many of its answerable questions `heads` has the whole
+answer among the 8 passages that it ranks first. Intervals, other settings and how often "Not found"
+is said: in the sections below.
 """
 
 

@@ -177,6 +177,19 @@ def test_an_evaluation_goes_on_where_it_stopped(
     assert Results.load(file).headers == first.headers
 
 
+def test_processes_share_a_file(tmp_path: Path) -> None:
+    """Each line is whole, whatever is in it, and though another process ended in one of its own."""
+    file = tmp_path / "needle.jsonl"
+    one, other = Store(file), Store(file)
+    rows = [{"settings": "a", "answer": text} for text in ("x\u2028y", "\x85", "z")]
+    one.add(rows[0])
+    with file.open("a", encoding="utf-8") as ended:
+        ended.write('{"settings": "b", "ans')
+    other.add(rows[1])
+    one.add(rows[2])
+    assert Store(file).rows == rows
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -131,7 +131,7 @@ def standing(scores: NDArray[np.float64], piece: int) -> float:
 
 
 class Opening:
-    """What stands before a text, read once for all questions about which nothing is known yet."""
+    """What both prompts say before a question or a text, read once; every question forks it."""
 
     def __init__(self, model: Model) -> None:
         before, _ = PromptForm.of(DOCUMENT_PROMPT).prefix(model.tokenizer)

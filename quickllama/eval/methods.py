@@ -9,7 +9,7 @@
 | ``skim`` | once, the first layers alone | passages that those heads find, re-read |
 | ``qllm``, ``infllm``, ``stream``, ``infinite``, ``full`` | anew for each question, which stands \
 before and after the text; or once (``question_position="after"``) | the memory of that mode |
-| ``given`` | nothing | the right passage alone: the model's own limit |
+| ``given`` | nothing | the right passage alone, no sentence pointed out |
 | ``bm25`` | nothing | the passage that shares the question's rare words |
 """
 
@@ -136,18 +136,11 @@ class Method:
 # Retrieval heads ----------------------------------------------------------------------------------
 
 
-def _read_plainly(reading: Reading) -> Document:
-    settings = reading.settings
-    return reading.model.read(
-        reading.text, kv_dtype=settings.kv_dtype, prompt=_prompt(settings, DOCUMENT_PROMPT)
-    )
-
-
-def _read_looking_up(reading: Reading) -> Document:
+def _read(reading: Reading, memory: MemoryConfig) -> Document:
     settings = reading.settings
     return reading.model.read(
         reading.text,
-        memory=MemoryConfig(mode="infllm"),
+        memory=memory,
         kv_dtype=settings.kv_dtype,
         prompt=_prompt(settings, DOCUMENT_PROMPT),
     )
@@ -189,17 +182,18 @@ def _settings_of(memory: MemoryConfig, model: Model) -> dict[str, Any]:
 
 
 def _heads_identity(
-    memory: MemoryConfig, skim: bool = False
+    memory: MemoryConfig, use: str, skim: bool = False
 ) -> Callable[[Model, Settings], dict[str, Any]]:
     def identity(model: Model, settings: Settings) -> dict[str, Any]:
         known = model.retrieval_heads
         assert known is not None
+        rereads_with_ours = use == "reread" and settings.prompt is None
         return {
             "query_aware": False,
             "question_position": "after",
             "prompt": _prompt(settings, DOCUMENT_PROMPT),
-            "passages": [PASSAGES_PROMPT, POINTED_OUT] if settings.prompt is None else None,
             "memory": _settings_of(memory, model),
+            **({"passages": [PASSAGES_PROMPT, POINTED_OUT]} if rereads_with_ours else {}),
             "heads": {**known.to_dict(), "source": None, "skim": None}
             if not skim or known.skim is None
             else dataclasses.asdict(known.skim),
@@ -328,22 +322,22 @@ def _prompt(settings: Settings, usual: str) -> str:
 
 
 def _all() -> Mapping[str, Method]:
-    plain = MemoryConfig(mode="infllm", topk=0)
+    plain, looking = MemoryConfig(mode="infllm", topk=0), MemoryConfig(mode="infllm")
     found = [
         Method(
             name,
             reading,
             _heads(use, read),
-            _heads_identity(memory, skim=reading == "skim"),
+            _heads_identity(memory, use, skim=reading == "skim"),
             cost=0.3 if reading == "skim" else 1.0,
             ranks=True,
             refuses=True,
         )
         for name, reading, use, read, memory in (
-            ("heads", "window", "reread", _read_plainly, plain),
-            ("heads-reposition", "window", "reposition", _read_plainly, plain),
-            ("heads-memory", "window", "memory", _read_plainly, plain),
-            ("heads-infllm", "look-ups", "reread", _read_looking_up, MemoryConfig(mode="infllm")),
+            ("heads", "window", "reread", partial(_read, memory=plain), plain),
+            ("heads-reposition", "window", "reposition", partial(_read, memory=plain), plain),
+            ("heads-memory", "window", "memory", partial(_read, memory=plain), plain),
+            ("heads-infllm", "look-ups", "reread", partial(_read, memory=looking), looking),
             ("skim", "skim", "reread", _read_skimming, MemoryConfig.skim()),
         )
     ]

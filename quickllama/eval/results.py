@@ -3,7 +3,7 @@
 A line with ``"header"`` describes settings; every other line is one answered question and names its
 settings by ``"settings"``, the first 12 hex digits of the description's SHA-256. So results of
 different settings may stand in one file, and are never taken for each other. Processes may write
-to one file at the same time.
+to one file at the same time, if they ask different questions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from quickllama.errors import FileProblem
 
@@ -63,9 +63,11 @@ class Store:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("ab+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                _mend(file)
+                text = json.dumps(line, ensure_ascii=False) + "\n"
+                file.write(text.encode("utf-8"))
         except OSError as problem:
             raise FileProblem(f"results cannot be kept in {self.path}: {problem}") from None
 
@@ -77,7 +79,7 @@ class Store:
         except OSError as problem:
             raise FileProblem(f"{path} cannot be read: {problem}") from None
         whole = data[: data.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
+        for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
             try:
                 row = json.loads(line)
                 if "header" in row:
@@ -97,8 +99,16 @@ class Store:
             )
             with path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if file.seek(0, os.SEEK_END) == len(data):  # nobody else has mended it
-                    file.truncate(len(whole))
+                _mend(file)
+
+
+def _mend(file: BinaryIO) -> None:
+    """Take away a last line that a process ended in; ``file`` is locked, so that nobody writes."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def load_results(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Row]]:
