@@ -159,10 +159,9 @@ class Document:
           the memory's own way for a document read with a question or in a mode without blocks.
         * ``use`` of the ranking: ``"reread"`` (default): the best passages are read again as
           ordinary text, with the question before and after them, and at their end the sentence of
-          the best one that the heads point at most (not if it has but one, nor with a
-          ``prompt=`` of one's own);
-          ``"reposition"``: their keys and values are put directly before the question;
-          ``"memory"``: they are the blocks that every layer attends to.
+          the best one that the heads point at most (not if it has but one, nor with a ``prompt=``
+          of one's own); ``"reposition"``: their keys and values are put directly before the
+          question; ``"memory"``: they are the blocks that every layer attends to.
         * ``passages``: how many blocks; None: the best one, and up to three more that come close to
           it (others confuse a small model); in the memory 16. ``neighbours``: blocks at each side
           of them; None: 0.

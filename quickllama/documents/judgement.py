@@ -140,25 +140,17 @@ class Opening:
         most = min(len(before), len(asked)) - 1
         same = int(np.argmax(np.append(before[:most] != asked[:most], True)))
         self._model = model
-        self._alike = before[:same]
-        self._begun = self._read(self._alike)
+        self._begun = model.session(MemoryConfig(mode="full"))
+        if same:
+            self._begun.feed(before[:same])
         self.plain = self._begun.fork()
         self.after_plain = self.plain.feed(before[same:])
 
     def asked(self, question: str) -> tuple[Session, NDArray[np.float32]]:
         """A session that has read the prompt with the question before the text, and the logits [V]
         after it."""
-        ids = _asked_prefix(self._model, question)
-        same = len(self._alike)
-        alike = len(ids) > same and np.array_equal(ids[:same], self._alike)
-        session = self._begun.fork() if alike else self._read(ids[:same])
-        return session, session.feed(ids[same:])
-
-    def _read(self, ids: NDArray[np.int64]) -> Session:
-        session = self._model.session(MemoryConfig(mode="full"))
-        if len(ids):
-            session.feed(ids)
-        return session
+        session = self._begun.fork()  # before the question: its tokens stand apart from the words'
+        return session, session.feed(_asked_prefix(self._model, question)[len(session) :])
 
 
 def _asked_prefix(model: Model, question: str) -> NDArray[np.int64]:
