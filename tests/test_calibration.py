@@ -16,7 +16,7 @@ from quickllama.cli import main
 from quickllama.documents import calibration
 from quickllama.documents.calibration import Trial, best_heads, fit_rule, found_rule, mean_log_ranks
 from quickllama.documents.facts import filler, make_facts, ordinary_texts, text_with_facts
-from quickllama.documents.judgement import Asked, Bond, judge, standing
+from quickllama.documents.judgement import Asked, Bond, Opening, judge, standing
 from quickllama.documents.retrieval import Grid, Ranking
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, text_tokens
 
@@ -165,7 +165,7 @@ def test_what_stands_out_by_chance_does_not_grow_with_the_text() -> None:
 
 def test_a_question_and_its_sentence_make_each_other_likelier(smollm2_path: Path) -> None:
     model = ql.Model.from_pretrained(smollm2_path)
-    asked = Asked(model, "Who built the lighthouse of Arnvik?")
+    asked = Asked(Opening(model), "Who built the lighthouse of Arnvik?")
     near = asked.bond("The lighthouse of Arnvik was built by Ole.")
     far = asked.bond("Cats sleep a lot.")
     assert near.question > far.question + 0.5 and near.sentence > far.sentence + 0.5
@@ -195,7 +195,7 @@ def test_gains_are_those_of_whole_prompts(smollm2_path: Path) -> None:
     alone = chances(np.concatenate([before, suffix[:end]]), end - start)
     given = chances(np.concatenate([asked, inside]), len(inside))
     base = chances(np.concatenate([before, inside]), len(inside))
-    bond = Asked(model, question).bond(sentence)
+    bond = Asked(Opening(model), question).bond(sentence)
     assert bond.question == pytest.approx((told - alone).mean(), abs=0.02)
     assert bond.sentence == pytest.approx((given - base).mean(), abs=0.02)
     assert bond.question_share == pytest.approx(1 - told.sum() / alone.sum(), abs=0.01)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, sentences, widen
-from quickllama.documents.judgement import FEWEST_PIECES, Asked, judge
+from quickllama.documents.judgement import FEWEST_PIECES, Asked, Opening, judge
 from quickllama.documents.passages import retrieved_passages
 from quickllama.documents.retrieval import (
     Grid,
@@ -180,6 +180,7 @@ class Snapshot:
         self.skim = skim
         self._lock = threading.Lock()
         self._whole: Session | None = None
+        self._opening: Opening | None = None
 
     def fork(self) -> Session:
         """A timeline that has read the whole chunks, and keeps a record of its lookups."""
@@ -195,6 +196,13 @@ class Snapshot:
                     whole.read(self.rest, query_span=self.span)
                 self._whole = whole
             return self._whole.fork()
+
+    def opening(self, model: Model) -> Opening:
+        """What questions about any passage begin with; the first one to ask reads it for all."""
+        with self._lock:
+            if self._opening is None:
+                self._opening = Opening(model)
+            return self._opening
 
     @property
     def grid(self) -> Grid:
@@ -277,7 +285,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     session = snapshot.fork_whole()
     queries = hear_question(session, suffix, span, heads)
     heard = _Heard(snapshot, session, queries, rank_pieces(session, heads, queries, snapshot.grid))
-    asked = Asked(model, asking.question)
+    asked = Asked(snapshot.opening(model), asking.question)
     judgement = judge(heard.ranking, lambda piece: asked.bond(heard.words(piece)))
     ranking = judgement.ranking
     evidence = [

@@ -102,7 +102,7 @@ def _bonds(model: Model) -> Callable[[str, str], Bond]:
     def bond(question: str, sentence: str) -> Bond:
         if question not in asked:
             asked.clear()  # each holds sessions
-            asked[question] = Asked(model, question, opening)
+            asked[question] = Asked(opening, question)
         return asked[question].bond(sentence)
 
     return bond

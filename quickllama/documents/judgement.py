@@ -14,6 +14,7 @@ on the length of the text.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -131,55 +132,61 @@ def standing(scores: NDArray[np.float64], piece: int) -> float:
 
 
 class Opening:
-    """What both prompts say before a question or a text, read once; every question forks it."""
+    """What both prompts say before a question or a text, read once; every question forks it,
+    from any thread."""
 
     def __init__(self, model: Model) -> None:
-        before, _ = PromptForm.of(DOCUMENT_PROMPT).prefix(model.tokenizer)
-        asked = _asked_prefix(model, "?")
+        self.tokenizer = model.tokenizer
+        before, _ = PromptForm.of(DOCUMENT_PROMPT).prefix(self.tokenizer)
+        asked = self._asked_prefix("?")
         # Both prompts begin alike; their last tokens are read apart for the logits after them.
         most = min(len(before), len(asked)) - 1
         same = int(np.argmax(np.append(before[:most] != asked[:most], True)))
-        self._model = model
         self._begun = model.session(MemoryConfig(mode="full"))
         if same:
             self._begun.feed(before[:same])
-        self.plain = self._begun.fork()
-        self.after_plain = self.plain.feed(before[same:])
+        self._plain = self._begun.fork()
+        self._after_plain = self._plain.feed(before[same:])
+        self._lock = threading.Lock()  # a session refuses two callers at once
+
+    def plain(self) -> tuple[Session, NDArray[np.float32]]:
+        """A session that has read the prompt without a question, and the logits [V] after it."""
+        with self._lock:
+            return self._plain.fork(), self._after_plain
 
     def asked(self, question: str) -> tuple[Session, NDArray[np.float32]]:
         """A session that has read the prompt with the question before the text, and the logits [V]
         after it."""
-        session = self._begun.fork()  # before the question: its tokens stand apart from the words'
-        return session, session.feed(_asked_prefix(self._model, question)[len(session) :])
+        with self._lock:  # forked before the question: its tokens stand apart from the words'
+            session = self._begun.fork()
+        return session, session.feed(self._asked_prefix(question)[len(session) :])
 
-
-def _asked_prefix(model: Model, question: str) -> NDArray[np.int64]:
-    return PromptForm.of(PASSAGES_PROMPT).prefix(model.tokenizer, question)[0]
+    def _asked_prefix(self, question: str) -> NDArray[np.int64]:
+        return PromptForm.of(PASSAGES_PROMPT).prefix(self.tokenizer, question)[0]
 
 
 class Asked:
     """A question, and what it and a sentence have to do with each other; ``bond`` costs reading
-    the sentence twice and the question once. ``opening``: of this model, if there is one."""
+    the sentence twice and the question once."""
 
-    def __init__(self, model: Model, question: str, opening: Opening | None = None) -> None:
-        opening = opening or Opening(model)
-        self._tokenizer = model.tokenizer
-        suffix, (start, end) = PromptForm.of(DOCUMENT_PROMPT).suffix(model.tokenizer, question)
-        self._lead, self._question = suffix[: start - 1], suffix[start:end]
-        self._heard = suffix[start - 1 : end - 1]  # after each of these a token of the question
-        self._plain, self._after_plain = opening.plain, opening.after_plain
+    def __init__(self, opening: Opening, question: str) -> None:
+        self._tokenizer = opening.tokenizer
+        suffix, (start, end) = PromptForm.of(DOCUMENT_PROMPT).suffix(self._tokenizer, question)
+        self._question = suffix[start:end]
+        self._heard = suffix[: end - 1]  # the last of these each precede a token of the question
+        self._plain = opening.plain
         self._asked, self._after_asked = opening.asked(question)
-        self._alone = self._of_question(self._plain.fork(), suffix[:0])
+        self._alone = self._of_question(self._plain()[0], suffix[:0])
 
     def bond(self, sentence: str) -> Bond:
         """With ``sentence``; all 0 if there is none."""
         ids, _ = text_tokens(self._tokenizer, sentence)
         if not len(ids):
             return Bond(0.0, 0.0, 0.0, 0.0)
-        after = self._plain.fork()
-        base = _log_chances(_rows(after, ids, self._after_plain), ids)
+        after, after_plain = self._plain()
+        base = _chances_of_text(after, ids, after_plain)
         told = self._of_question(after, ids[-1:])
-        given = _log_chances(_rows(self._asked.fork(), ids, self._after_asked), ids)
+        given = _chances_of_text(self._asked.fork(), ids, self._after_asked)
         return Bond(
             float((told - self._alone).mean()),
             float((given - base).mean()),
@@ -190,26 +197,31 @@ class Asked:
     def _of_question(self, session: Session, last: NDArray[np.int64]) -> NDArray[np.float64]:
         """Log probabilities of the question's tokens after what ``session`` has read, and the
         tokens ``last``."""
-        before = np.concatenate([last, self._lead])
-        if len(before):
-            session.feed(before)
-        return _log_chances(session.feed(self._heard, all_logits=True), self._question)
+        logits = session.feed(np.concatenate([last, self._heard]), all_logits=True)
+        return _log_chances(logits[-len(self._question) :], self._question)
 
 
-def _rows(
+def _chances_of_text(
     session: Session, ids: NDArray[np.int64], first: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Logits [n, V] from which each of ``ids`` [n] follows, the first one from ``first`` [V]; the
-    session has then read all but the last one."""
-    rows = first.reshape(1, -1)
-    return rows if len(ids) < 2 else np.concatenate([rows, session.feed(ids[:-1], all_logits=True)])
+) -> NDArray[np.float64]:
+    """Log probabilities of ``ids`` [n], the first one by the logits ``first`` [V]; the session has
+    then read all but the last one."""
+    chances = _log_chances(first[None], ids[:1])
+    if len(ids) < 2:
+        return chances
+    logits = session.feed(ids[:-1], all_logits=True)
+    return np.concatenate([chances, _log_chances(logits, ids[1:])])
 
 
 def _log_chances(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Log probabilities of ``ids`` by ``logits`` [n, V]: float64 [n]."""
-    rows = logits - logits.max(axis=1, keepdims=True)
-    total = np.exp(rows).sum(axis=1, dtype=np.float64)
-    return np.asarray(rows[np.arange(len(ids)), ids] - np.log(total), dtype=np.float64)
+    """Log probabilities of ``ids`` by ``logits`` [n, V]: float64 [n]. A row at a time stays in a
+    core's cache."""
+    chances = np.empty(len(ids))
+    for i, token in enumerate(ids):
+        below = logits[i] - logits[i].max()
+        chances[i] = below[token]
+        chances[i] -= np.log(np.exp(below, out=below).sum(dtype=np.float64))
+    return chances
 
 
 def _share(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
