@@ -379,18 +379,20 @@ typedef struct ranking {
     float *queries, *scores;
 } ranking;
 
-enum { RANK_HEADS = 3, RANK_QUERIES = 16, PIECE = 64, RANK_DIM = 64 };
+/* As SmolLM2's retrieval heads and a question of 12 tokens. */
+enum { RANK_LAYERS = 3, RANK_KV = 3, RANK_HEADS = 8, RANK_QUERIES = 12, PIECE = 64, RANK_DIM = 64 };
 
 static void run_rank(void *context, int call) {
     (void)call;
     ranking *r = context;
-    const ql_head heads[RANK_HEADS] = {{0, 0}, {0, 1}, {0, 2}};
+    const ql_head heads[RANK_HEADS] = {{0, 0}, {0, 1}, {0, 2}, {1, 0},
+                                       {1, 1}, {1, 2}, {2, 0}, {2, 1}};
     ql_rank(&r->memory, r->scores, heads, RANK_HEADS, r->queries, RANK_QUERIES, 0, r->n_tokens,
             PIECE);
 }
 
 static void rank(int64_t n_tokens) {
-    ql_heads heads = {1, RANK_HEADS, RANK_HEADS, RANK_DIM};
+    ql_heads heads = {RANK_LAYERS, RANK_KV, RANK_KV, RANK_DIM};
     ranking r = {.n_tokens = n_tokens};
     r.memory.heads = heads;
     r.memory.config.kv_dtype = QL_BF16;
@@ -405,7 +407,8 @@ static void rank(int64_t n_tokens) {
     float key[RANK_DIM];
     for (int64_t t = 0; t < n_tokens; t++) {
         for (int d = 0; d < RANK_DIM; d++) key[d] = (float)((t * 31 + d * 17) % 64) / 32 - 1;
-        for (int g = 0; g < RANK_HEADS; g++) ql_kv_write(&r.memory.kv, kernels, 0, t, g, key, key);
+        for (int i = 0; i < RANK_LAYERS * RANK_KV; i++)
+            ql_kv_write(&r.memory.kv, kernels, i / RANK_KV, t, i % RANK_KV, key, key);
     }
     r.queries = numbers((size_t)RANK_HEADS * RANK_QUERIES * RANK_DIM, QL_F32);
     r.scores = numbers((size_t)RANK_HEADS * (size_t)((n_tokens + PIECE - 1) / PIECE), QL_F32);

@@ -24,6 +24,7 @@ enum { QL_PANEL = 64 }; /* most columns; those of every format divide it */
 typedef struct ql_panels {
     size_t item; /* bytes of a number: 2 (bfloat16) or 4 */
     int columns; /* of a panel */
+    int step;    /* columns that are multiplied at once: fewer take as long */
     /* panel from the rows of w [n, k], row stride ldw: its columns; 1 <= n <= columns. */
     void (*pack_rows)(void *panel, const void *w, size_t ldw, int n, size_t k);
     /* panel from the columns of v [k, n], row stride ldv; 0 <= n <= columns, k may be 0. */

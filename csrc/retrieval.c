@@ -4,7 +4,8 @@
 
 #include "threads.h"
 
-enum { MOST_KEYS = 128, ITEM_TOKENS = 2048 };
+/* Keys of a product at once; tokens of an item of work; most head_dim of products by panels. */
+enum { MOST_KEYS = 64, ITEM_TOKENS = 2048, PANEL_DIM = 256 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -19,48 +20,114 @@ typedef struct ranking {
     int64_t begin, end, piece, n_pieces, item_pieces;
 } ranking;
 
-/* best [n] over the keys of tokens [from, to) of one head: the largest product with each of n <=
- * QL_FEW_ROWS queries [n, D]. */
-static void best_keys(const ranking *r, float *best, ql_head head, const float *queries, int n,
-                      int64_t from, int64_t to) {
-    const ql_memory *m = r->m;
-    size_t D = m->heads.head_dim;
-    int g = head.head / (m->heads.n_heads / m->heads.n_kv_heads);
-    float products[QL_FEW_ROWS * MOST_KEYS];
-    for (int i = 0; i < n; i++) best[i] = -INFINITY;
-    while (from < to) {
-        int64_t most = min64(MOST_KEYS, to - from);
-        ql_span span = ql_memory_skims(m) ? ql_keys_span(&m->keys, head.layer, g, from, most)
-                                          : ql_kv_span(&m->kv, head.layer, from, most);
-        size_t n_keys = (size_t)span.n;
-        ql_dot_rows(m->kernels, products, n_keys, queries, (const char *)span.k + g * span.k_stride,
-                    span.k_dtype, n, n_keys, D);
-        for (int i = 0; i < n; i++) {
-            float top = m->kernels->max(products + i * n_keys, n_keys);
+/* Some of a head's queries, those of a panel or as many as the few-row kernels take, and what their
+ * products with a key go through. */
+typedef struct few_queries {
+    ql_head head;
+    int n;
+    const float *queries;    /* [n, D] */
+    const ql_panels *panels; /* or NULL: by the few-row kernels */
+    /* [D, columns] in the panels' format, of 2 or 4 bytes */
+    float panel[QL_PANEL * PANEL_DIM] __attribute__((aligned(64)));
+    float keys[MOST_KEYS * PANEL_DIM]; /* [MOST_KEYS, D] in float32, for a panel of that */
+    float products[MOST_KEYS * QL_PANEL];
+} few_queries;
+
+static ql_dtype kept_dtype(const ql_memory *m) {
+    return ql_memory_skims(m) ? m->keys.dtype : m->config.kv_dtype;
+}
+
+/* The next of the queries from q on. A panel that is hardly a third full takes longer than the
+ * few-row kernels. */
+static void take_queries(const ranking *r, few_queries *few, ql_head head, const float *q,
+                         int left) {
+    const ql_kernels *kernels = r->m->kernels;
+    size_t D = (size_t)r->m->heads.head_dim;
+    bool rounded = kept_dtype(r->m) == QL_BF16 && kernels->panels;
+    const ql_panels *panels = rounded ? kernels->panels : kernels->panels_f32;
+    few->head = head;
+    few->queries = q;
+    few->n = (int)min64(panels->columns, left);
+    few->panels = D <= PANEL_DIM && 3 * few->n > panels->step ? panels : NULL;
+    if (!few->panels) {
+        few->n = (int)min64(QL_FEW_ROWS, left);
+    } else if (rounded) {
+        uint16_t *rows = (uint16_t *)few->keys; /* not in use yet */
+        kernels->pack_bf16(rows, q, (size_t)few->n * D);
+        panels->pack_rows(few->panel, rows, D, few->n, D);
+    } else {
+        panels->pack_rows(few->panel, q, D, few->n, D);
+    }
+}
+
+/* best [n]: the largest products, each at least as it is, with n_keys <= MOST_KEYS keys as they are
+ * kept. */
+static void meet_keys(const ranking *r, few_queries *few, float *best, const char *keys,
+                      ql_dtype dtype, size_t n_keys) {
+    const ql_kernels *kernels = r->m->kernels;
+    const ql_panels *panels = few->panels;
+    size_t D = (size_t)r->m->heads.head_dim;
+    float *products = few->products;
+    if (!panels) {
+        ql_dot_rows(kernels, products, n_keys, few->queries, keys, dtype, few->n, n_keys, D);
+        for (int i = 0; i < few->n; i++) {
+            float top = kernels->max(products + i * n_keys, n_keys);
             if (top > best[i]) best[i] = top;
         }
-        from += span.n;
+        return;
     }
+    const void *rows = keys;
+    if (panels->item == sizeof(float) && dtype != QL_F32) {
+        if (dtype == QL_BF16)
+            kernels->unpack_bf16(few->keys, (const uint16_t *)keys, n_keys * D);
+        else
+            for (size_t i = 0; i < n_keys; i++)
+                ql_get_row(kernels, few->keys + i * D, keys + i * ql_row_bytes(dtype, D), dtype, D);
+        rows = few->keys;
+    }
+    int wide =
+        (few->n + panels->step - 1) / panels->step * panels->step; /* whole steps are faster */
+    panels->multiply(products, (size_t)wide, rows, D, few->panel, (int)n_keys, wide, D, 1, false);
+    for (size_t i = 0; i < n_keys; i++, products += wide)
+        for (int j = 0; j < few->n; j++) best[j] = products[j] > best[j] ? products[j] : best[j];
+}
+
+/* The sum over the queries of the largest product with a key of the tokens [from, to). */
+static float sum_of_best(const ranking *r, few_queries *few, int64_t from, int64_t to) {
+    const ql_memory *m = r->m;
+    int layer = few->head.layer, g = few->head.head / (m->heads.n_heads / m->heads.n_kv_heads);
+    float best[QL_PANEL], sum = 0;
+    for (int i = 0; i < few->n; i++) best[i] = -INFINITY;
+    for (int64_t n; from < to; from += n) {
+        int64_t most = min64(MOST_KEYS, to - from);
+        ql_span span = ql_memory_skims(m) ? ql_keys_span(&m->keys, layer, g, from, most)
+                                          : ql_kv_span(&m->kv, layer, from, most);
+        n = span.n;
+        meet_keys(r, few, best, (const char *)span.k + g * span.k_stride, span.k_dtype, (size_t)n);
+    }
+    for (int i = 0; i < few->n; i++) sum += best[i];
+    return sum;
 }
 
 static void rank_task(void *context, int item, int thread) {
     (void)thread;
     const ranking *r = context;
-    size_t D = r->m->heads.head_dim;
-    int h = (int)(item % r->n_heads);
+    size_t D = (size_t)r->m->heads.head_dim;
+    int h = item % r->n_heads;
     int64_t first = item / r->n_heads * r->item_pieces,
             last = min64(first + r->item_pieces, r->n_pieces);
-    const float *queries = r->queries + (size_t)h * r->n_queries * D;
-    for (int64_t p = first; p < last; p++) {
-        int64_t from = r->begin + p * r->piece, to = min64(from + r->piece, r->end);
-        float sum = 0, best[QL_FEW_ROWS];
-        for (int q = 0; q < r->n_queries; q += QL_FEW_ROWS) {
-            int n = (int)min64(QL_FEW_ROWS, r->n_queries - q);
-            best_keys(r, best, r->heads[h], queries + q * D, n, from, to);
-            for (int i = 0; i < n; i++) sum += best[i];
+    const float *queries = r->queries + (size_t)h * (size_t)r->n_queries * D;
+    float *scores = r->scores + h * r->n_pieces;
+    few_queries few;
+    for (int64_t p = first; p < last; p++) scores[p] = 0;
+    for (int q = 0; q < r->n_queries; q += few.n) {
+        take_queries(r, &few, r->heads[h], queries + (size_t)q * D, r->n_queries - q);
+        for (int64_t p = first; p < last; p++) {
+            int64_t from = r->begin + p * r->piece;
+            scores[p] += sum_of_best(r, &few, from, min64(from + r->piece, r->end));
         }
-        r->scores[h * r->n_pieces + p] = sum / (float)r->n_queries;
     }
+    for (int64_t p = first; p < last; p++) scores[p] /= (float)r->n_queries;
 }
 
 void ql_rank(const ql_memory *m, float *scores, const ql_head *heads, int n_heads,

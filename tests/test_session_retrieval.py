@@ -5,7 +5,7 @@ what they are."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,31 @@ def test_rank(begin: int, end: int, piece: int) -> None:
             for start in range(begin, end, piece)
         ]
         np.testing.assert_allclose(scores[row], best, atol=1e-3)
+
+
+@pytest.fixture
+def automatic_variant() -> Iterator[None]:
+    yield
+    ql.set_cpu_variant(None)
+
+
+@pytest.mark.usefixtures("automatic_variant")
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("variant", ql.cpu_variants())
+def test_rank_by_every_kernel(variant: str, kv_dtype: str) -> None:
+    """Few queries, a panel that is nearly full, several panels and a few more."""
+    ql.set_cpu_variant(variant)
+    session = core_session(core_model(weights=WEIGHTS), kv_dtype=kv_dtype)
+    session.feed(TEXT)
+    keys = projected(TEXT, "k")[:, 0]
+    of_norms = {"float32": 1e-5, "bfloat16": 2**-7, "int8": 2**-6}[kv_dtype]
+    for n_queries in (1, 3, 12, 30, 64, 70, 133):
+        queries = np.random.default_rng(n_queries).standard_normal((1, n_queries, 16), np.float32)
+        found = session.rank([(0, 1)], queries, 5, 295, 29)[0]
+        products = queries[0] @ keys.T
+        best = [products[:, at : at + 29].max(1).mean() for at in range(5, 295, 29)]
+        norms = np.linalg.norm(queries[0], axis=1).mean() * np.linalg.norm(keys, axis=1).max()
+        np.testing.assert_allclose(found, best, atol=of_norms * norms)
 
 
 def test_pinned_blocks_are_the_ones_looked_up() -> None:

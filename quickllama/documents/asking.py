@@ -303,17 +303,8 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
             if asking.write is not None:
                 asking.write(NOT_FOUND)
             seconds = time.perf_counter() - started
-            return Answer(
-                asking.question,
-                NOT_FOUND,
-                [],
-                seconds,
-                seconds,
-                tuple(notes),
-                confidence,
-                evidence,
-                ranking=ranking,
-            )
+            told = (NOT_FOUND, [], seconds, seconds, tuple(notes), confidence, evidence)
+            return Answer(asking.question, *told, ranking=ranking)
     if asking.use == "reread":
         session, logits, prompt = _reread(model, snapshot, asking, evidence)
     elif asking.use == "reposition":
