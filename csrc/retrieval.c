@@ -5,7 +5,7 @@
 #include "threads.h"
 
 /* Keys of a product at once; tokens of an item of work; most head_dim of products by panels. */
-enum { MOST_KEYS = 64, ITEM_TOKENS = 2048, PANEL_DIM = 256 };
+enum { MOST_KEYS = 64, ITEM_TOKENS = 2048, PANEL_DIM = 128 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -27,9 +27,14 @@ typedef struct few_queries {
     int n;
     const float *queries;    /* [n, D] */
     const ql_panels *panels; /* or NULL: by the few-row kernels */
-    /* [D, columns] in the panels' format, of 2 or 4 bytes */
-    float panel[QL_PANEL * PANEL_DIM] __attribute__((aligned(64)));
-    float keys[MOST_KEYS * PANEL_DIM]; /* [MOST_KEYS, D] in float32, for a panel of that */
+    union {                  /* [D, columns] in the panels' format */
+        float f32[QL_PANEL * PANEL_DIM];
+        uint16_t bf16[QL_PANEL * PANEL_DIM];
+    } panel __attribute__((aligned(64)));
+    union {
+        float keys[MOST_KEYS * PANEL_DIM];      /* [MOST_KEYS, D], for a panel of float32 */
+        uint16_t queries[QL_PANEL * PANEL_DIM]; /* [n, D], on their way into one of bfloat16 */
+    } rows;
     float products[MOST_KEYS * QL_PANEL];
 } few_queries;
 
@@ -37,26 +42,26 @@ static ql_dtype kept_dtype(const ql_memory *m) {
     return ql_memory_skims(m) ? m->keys.dtype : m->config.kv_dtype;
 }
 
-/* The next of the queries from q on. A panel that is hardly a third full takes longer than the
- * few-row kernels. */
+/* The next of the queries from q on. By a panel they take the time of a whole step of columns:
+ * where they fill hardly a third of one, the few-row kernels take less. So they do where keys are
+ * kept as float32 or int8. */
 static void take_queries(const ranking *r, few_queries *few, ql_head head, const float *q,
                          int left) {
     const ql_kernels *kernels = r->m->kernels;
     size_t D = (size_t)r->m->heads.head_dim;
-    bool rounded = kept_dtype(r->m) == QL_BF16 && kernels->panels;
+    bool rounded = kernels->panels != NULL, fits = D <= PANEL_DIM && kept_dtype(r->m) == QL_BF16;
     const ql_panels *panels = rounded ? kernels->panels : kernels->panels_f32;
     few->head = head;
     few->queries = q;
     few->n = (int)min64(panels->columns, left);
-    few->panels = D <= PANEL_DIM && 3 * few->n > panels->step ? panels : NULL;
+    few->panels = fits && 3 * few->n > panels->step ? panels : NULL;
     if (!few->panels) {
         few->n = (int)min64(QL_FEW_ROWS, left);
     } else if (rounded) {
-        uint16_t *rows = (uint16_t *)few->keys; /* not in use yet */
-        kernels->pack_bf16(rows, q, (size_t)few->n * D);
-        panels->pack_rows(few->panel, rows, D, few->n, D);
+        kernels->pack_bf16(few->rows.queries, q, (size_t)few->n * D);
+        panels->pack_rows(&few->panel, few->rows.queries, D, few->n, D);
     } else {
-        panels->pack_rows(few->panel, q, D, few->n, D);
+        panels->pack_rows(&few->panel, q, D, few->n, D);
     }
 }
 
@@ -77,17 +82,13 @@ static void meet_keys(const ranking *r, few_queries *few, float *best, const cha
         return;
     }
     const void *rows = keys;
-    if (panels->item == sizeof(float) && dtype != QL_F32) {
-        if (dtype == QL_BF16)
-            kernels->unpack_bf16(few->keys, (const uint16_t *)keys, n_keys * D);
-        else
-            for (size_t i = 0; i < n_keys; i++)
-                ql_get_row(kernels, few->keys + i * D, keys + i * ql_row_bytes(dtype, D), dtype, D);
-        rows = few->keys;
+    if (panels->item == sizeof(float)) {
+        kernels->unpack_bf16(few->rows.keys, (const uint16_t *)keys, n_keys * D);
+        rows = few->rows.keys;
     }
-    int wide =
-        (few->n + panels->step - 1) / panels->step * panels->step; /* whole steps are faster */
-    panels->multiply(products, (size_t)wide, rows, D, few->panel, (int)n_keys, wide, D, 1, false);
+    /* Whole steps: storing part of a row of products takes longer than computing all of it. */
+    int wide = (few->n + panels->step - 1) / panels->step * panels->step;
+    panels->multiply(products, (size_t)wide, rows, D, &few->panel, (int)n_keys, wide, D, 1, false);
     for (size_t i = 0; i < n_keys; i++, products += wide)
         for (int j = 0; j < few->n; j++) best[j] = products[j] > best[j] ? products[j] : best[j];
 }

@@ -24,13 +24,14 @@ TEXT, QUESTION = ids(300), ids(10, seed=5)
 Floats = NDArray[np.float32]
 
 
-def projected(tokens: NDArray[Any], which: str) -> Floats:
-    """Queries or keys of layer 0, not rotated: [T, heads, head_dim]."""
-    x = WEIGHTS["model.embed_tokens.weight"][tokens]
+def projected(tokens: NDArray[Any], which: str, weights: Any = None, dim: int = 16) -> Floats:
+    """Queries or keys of layer 0, not rotated: [T, heads, dim]."""
+    weights = weights or WEIGHTS
+    x = weights["model.embed_tokens.weight"][tokens]
     x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
-    x = x * WEIGHTS["model.layers.0.input_layernorm.weight"]
-    y = x @ WEIGHTS[f"model.layers.0.self_attn.{which}_proj.weight"].T
-    return y.reshape(len(tokens), -1, CONFIG["head_dim"])
+    x = x * weights["model.layers.0.input_layernorm.weight"]
+    y = x @ weights[f"model.layers.0.self_attn.{which}_proj.weight"].T
+    return np.asarray(y.reshape(len(tokens), -1, dim))
 
 
 def begun(**changes: Any) -> _core.Session:
@@ -92,21 +93,26 @@ def automatic_variant() -> Iterator[None]:
 
 @pytest.mark.usefixtures("automatic_variant")
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(("dim", "block", "piece"), [(16, 8, 29), (64, 64, 150), (320, 64, 64)])
 @pytest.mark.parametrize("variant", ql.cpu_variants())
-def test_rank_by_every_kernel(variant: str, kv_dtype: str) -> None:
+def test_rank_by_every_kernel(
+    variant: str, dim: int, block: int, piece: int, kv_dtype: str
+) -> None:
     """Few queries, a panel that is nearly full, several panels and a few more."""
     ql.set_cpu_variant(variant)
-    session = core_session(core_model(weights=WEIGHTS), kv_dtype=kv_dtype)
+    config = {**CONFIG, "head_dim": dim}
+    weights = random_weights(config, 0)
+    session = core_session(core_model(config, weights), kv_dtype=kv_dtype, block_size=block)
     session.feed(TEXT)
-    keys = projected(TEXT, "k")[:, 0]
-    of_norms = {"float32": 1e-5, "bfloat16": 2**-7, "int8": 2**-6}[kv_dtype]
+    keys = projected(TEXT, "k", weights, dim)[:, 1]
+    relative = {"float32": 1e-5, "bfloat16": 2**-7, "int8": 2**-6}[kv_dtype]
     for n_queries in (1, 3, 12, 30, 64, 70, 133):
-        queries = np.random.default_rng(n_queries).standard_normal((1, n_queries, 16), np.float32)
-        found = session.rank([(0, 1)], queries, 5, 295, 29)[0]
+        queries = np.random.default_rng(n_queries).standard_normal((1, n_queries, dim), np.float32)
+        found = session.rank([(0, 3)], queries, 5, 295, piece)[0]
         products = queries[0] @ keys.T
-        best = [products[:, at : at + 29].max(1).mean() for at in range(5, 295, 29)]
+        best = [products[:, i : min(i + piece, 295)].max(1).mean() for i in range(5, 295, piece)]
         norms = np.linalg.norm(queries[0], axis=1).mean() * np.linalg.norm(keys, axis=1).max()
-        np.testing.assert_allclose(found, best, atol=of_norms * norms)
+        np.testing.assert_allclose(found, best, atol=relative * norms)
 
 
 def test_pinned_blocks_are_the_ones_looked_up() -> None:

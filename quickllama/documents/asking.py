@@ -303,8 +303,10 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
             if asking.write is not None:
                 asking.write(NOT_FOUND)
             seconds = time.perf_counter() - started
-            told = (NOT_FOUND, [], seconds, seconds, tuple(notes), confidence, evidence)
-            return Answer(asking.question, *told, ranking=ranking)
+            told: tuple[str, list[int], float, float] = NOT_FOUND, [], seconds, seconds
+            return Answer(
+                asking.question, *told, tuple(notes), confidence, evidence, ranking=ranking
+            )
     if asking.use == "reread":
         session, logits, prompt = _reread(model, snapshot, asking, evidence)
     elif asking.use == "reposition":

@@ -157,8 +157,8 @@ class Opening:
     def asked(self, question: str) -> tuple[Session, NDArray[np.float32]]:
         """A session that has read the prompt with the question before the text, and the logits [V]
         after it."""
-        with self._lock:  # forked before the question: its tokens stand apart from the words'
-            session = self._begun.fork()
+        with self._lock:
+            session = self._begun.fork()  # its tokens stand apart from what follows
         return session, session.feed(self._asked_prefix(question)[len(session) :])
 
     def _asked_prefix(self, question: str) -> NDArray[np.int64]:
@@ -173,7 +173,7 @@ class Asked:
         self._tokenizer = opening.tokenizer
         suffix, (start, end) = PromptForm.of(DOCUMENT_PROMPT).suffix(self._tokenizer, question)
         self._question = suffix[start:end]
-        self._heard = suffix[: end - 1]  # the last of these each precede a token of the question
+        self._heard = suffix[: end - 1]  # each of the last ones precedes a token of the question
         self._plain = opening.plain
         self._asked, self._after_asked = opening.asked(question)
         self._alone = self._of_question(self._plain()[0], suffix[:0])
