@@ -134,7 +134,7 @@ PLAN = (
             },
             {**MANUALS, "lengths": ["64k"], "methods": ["skim"]},
             {**MANUALS, "lengths": ["128k"], "methods": ["heads", "skim", "given", "bm25"], "n": 2},
-            {**MANUALS, "lengths": ["256k"], "methods": ["skim", "given", "bm25"], "n": 2},
+            {**MANUALS, "lengths": ["256k"], "methods": ["heads", "skim", "given", "bm25"], "n": 2},
         ),
     ),
     Run(
