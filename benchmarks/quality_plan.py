@@ -110,8 +110,13 @@ PLAN = (
             {"methods": ["qllm"], "lengths": ["8k", "16k"], "n": 1, "kv_dtype": "int8"},
             {"methods": ["heads", "skim", "qllm"], "lengths": ["64k"], "depths": [50], "n": 1},
             {"methods": ["qllm", "infllm"], "lengths": ["128k"], "depths": [50], "n": 1},
-            {"methods": ["heads", "skim"], "lengths": ["256k"], "depths": [50], "n": 1},
-            {"methods": ["skim"], "lengths": ["1m"], "depths": [50], "n": 1},
+            {
+                "methods": ["heads", "skim", "qllm", "infllm"],
+                "lengths": ["256k"],
+                "depths": [50],
+                "n": 1,
+            },
+            {"methods": ["heads", "skim"], "lengths": ["1m"], "depths": [50], "n": 1},
         ),
     ),
     Run(
