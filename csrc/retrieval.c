@@ -20,8 +20,8 @@ typedef struct ranking {
     int64_t begin, end, piece, n_pieces, item_pieces;
 } ranking;
 
-/* Some of a head's queries, those of a panel or as many as the few-row kernels take, and what their
- * products with a key go through. */
+/* Some of a head's queries, those of a panel or as many as the few-row kernels take, with room for
+ * their products with some keys. */
 typedef struct few_queries {
     ql_head head;
     int n;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,20 @@ import gguf
 import pytest
 from tiny_folder import write_folder
 
+import quickllama as ql
 from quickllama.tokenizer import Tokenizer
 
 # A shell starts what runs in the background with Ctrl-C ignored, and every child inherits that: the
 # tests of interruptions would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def automatic_variant() -> Iterator[None]:
+    """Whatever a test selects, the next one starts with the automatic choice."""
+    yield
+    ql.set_cpu_variant(None)
 
 
 @pytest.fixture(scope="session")

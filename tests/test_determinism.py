@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,6 @@ COMBINATIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
-
-
-@pytest.fixture(autouse=True)
-def automatic_variant() -> Iterator[None]:
-    """Whatever a test selects, the next one starts with the automatic choice."""
-    yield
-    ql.set_cpu_variant(None)
 
 
 def build(n_threads: int | None = None, dtype: str = "float32") -> ql.Model:

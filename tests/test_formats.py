@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,6 @@ CONFIG: dict[str, Any] = {
 }
 WEIGHTS = random_weights(CONFIG, seed=3)
 IDS = random_ids(CONFIG, 70, seed=4)
-
-
-@pytest.fixture(autouse=True)
-def automatic_variant() -> Iterator[None]:
-    """Whatever a test selects, the next one starts with the automatic choice."""
-    yield
-    ql.set_cpu_variant(None)
 
 
 # What is held -------------------------------------------------------------------------------------

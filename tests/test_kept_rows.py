@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -40,13 +39,6 @@ WEIGHTS = random_weights(CONFIG, 3)
 IDS = random_ids(CONFIG, 110, 4)
 HEADS = [[0, 1], [1, 3], [0, 2]]
 Floats = NDArray[np.float32]
-
-
-@pytest.fixture(autouse=True)
-def automatic_variant() -> Iterator[None]:
-    """Whatever a test selects, the next one starts with the automatic choice."""
-    yield
-    ql.set_cpu_variant(None)
 
 
 def distance(one: Floats, other: Floats) -> float:

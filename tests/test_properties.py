@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +38,6 @@ BIASES: tuple[dict[str, Any], ...] = (
     {"attention_bias": True, "mlp_bias": True},
     {"model_type": "qwen2"},
 )
-
-
-@pytest.fixture(autouse=True)
-def automatic_variant() -> Iterator[None]:
-    """Whatever a test selects, the next one starts with the automatic choice."""
-    yield
-    ql.set_cpu_variant(None)
 
 
 @st.composite

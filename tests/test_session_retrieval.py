@@ -5,7 +5,7 @@ what they are."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,13 +85,6 @@ def test_rank(begin: int, end: int, piece: int) -> None:
         np.testing.assert_allclose(scores[row], best, atol=1e-3)
 
 
-@pytest.fixture
-def automatic_variant() -> Iterator[None]:
-    yield
-    ql.set_cpu_variant(None)
-
-
-@pytest.mark.usefixtures("automatic_variant")
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize(("dim", "block", "piece"), [(16, 8, 29), (64, 64, 150), (320, 64, 64)])
 @pytest.mark.parametrize("variant", ql.cpu_variants())

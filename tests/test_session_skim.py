@@ -5,7 +5,7 @@ from __future__ import annotations
 import _thread
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,13 +24,6 @@ WEIGHTS = random_weights(DEEP, 0)
 HEADS = [[2, 3], [0, 1], [2, 2]]  # of 3 layers; two share a key head
 TEXT, QUESTION = ids(700), ids(10, seed=5)
 Floats = NDArray[np.float32]
-
-
-@pytest.fixture(autouse=True)
-def automatic_variant() -> Iterator[None]:
-    """Whatever a test selects, the next one starts with the automatic choice."""
-    yield
-    ql.set_cpu_variant(None)
 
 
 def model_of(n_threads: int = 1, dtype: str = "float32") -> _core.Model:

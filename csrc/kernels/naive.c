@@ -212,9 +212,16 @@ static void panel_add_scaled(float *y, const void *x, float factor, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] += factor * from_bf16(((const uint16_t *)x)[i]);
 }
 
-static const ql_panels panels = {sizeof(uint16_t), QL_PANEL,           1,
-                                 panel_pack_rows,  panel_pack_columns, panel_multiply,
-                                 panel_exp_sum,    panel_add_scaled};
+static const ql_panels panels = {
+    .item = sizeof(uint16_t),
+    .columns = QL_PANEL,
+    .step = 1,
+    .pack_rows = panel_pack_rows,
+    .pack_columns = panel_pack_columns,
+    .multiply = panel_multiply,
+    .exp_sum = panel_exp_sum,
+    .add_scaled = panel_add_scaled,
+};
 
 static void product_pack_rows(void *panel, const void *w, size_t ldw, int n, size_t k) {
     for (size_t i = 0; i < k; i++)
@@ -250,14 +257,16 @@ static void product_add_scaled(float *y, const void *x, float factor, size_t n) 
     for (size_t i = 0; i < n; i++) y[i] += factor * ((const float *)x)[i];
 }
 
-static const ql_panels panels_f32 = {sizeof(float),
-                                     QL_PANEL,
-                                     1,
-                                     product_pack_rows,
-                                     product_pack_columns,
-                                     product_multiply,
-                                     product_exp_sum,
-                                     product_add_scaled};
+static const ql_panels panels_f32 = {
+    .item = sizeof(float),
+    .columns = QL_PANEL,
+    .step = 1,
+    .pack_rows = product_pack_rows,
+    .pack_columns = product_pack_columns,
+    .multiply = product_multiply,
+    .exp_sum = product_exp_sum,
+    .add_scaled = product_add_scaled,
+};
 
 static void round_groups(ql_group *groups, const float *x, size_t k) {
     for (size_t first = 0; first < k; first += QL_GROUP) {

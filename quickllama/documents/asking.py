@@ -303,9 +303,9 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
             if asking.write is not None:
                 asking.write(NOT_FOUND)
             seconds = time.perf_counter() - started
-            told: tuple[str, list[int], float, float] = NOT_FOUND, [], seconds, seconds
+            refused: tuple[str, list[int], float, float] = NOT_FOUND, [], seconds, seconds
             return Answer(
-                asking.question, *told, tuple(notes), confidence, evidence, ranking=ranking
+                asking.question, *refused, tuple(notes), confidence, evidence, ranking=ranking
             )
     if asking.use == "reread":
         session, logits, prompt = _reread(model, snapshot, asking, evidence)

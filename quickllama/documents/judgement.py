@@ -174,16 +174,16 @@ class Asked:
         suffix, (start, end) = PromptForm.of(DOCUMENT_PROMPT).suffix(self._tokenizer, question)
         self._question = suffix[start:end]
         self._heard = suffix[: end - 1]  # each of the last ones precedes a token of the question
-        self._plain = opening.plain
+        self._opening = opening
         self._asked, self._after_asked = opening.asked(question)
-        self._alone = self._of_question(self._plain()[0], suffix[:0])
+        self._alone = self._of_question(opening.plain()[0], suffix[:0])
 
     def bond(self, sentence: str) -> Bond:
         """With ``sentence``; all 0 if there is none."""
         ids, _ = text_tokens(self._tokenizer, sentence)
         if not len(ids):
             return Bond(0.0, 0.0, 0.0, 0.0)
-        after, after_plain = self._plain()
+        after, after_plain = self._opening.plain()
         base = _chances_of_text(after, ids, after_plain)
         told = self._of_question(after, ids[-1:])
         given = _chances_of_text(self._asked.fork(), ids, self._after_asked)
