@@ -39,14 +39,19 @@ void ql_workspace_give(ql_model *model, ql_workspace *workspace) {
 static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
+static size_t matrix_scratch(const ql_model *model, const ql_matrix *w, int n_rows) {
+    return ql_linear_scratch(model->kernels, model->n_threads, w, n_rows);
+}
+
+/* Layers have the same shapes, but each of their matrices may be held in a format of its own. */
 static size_t product_scratch(const ql_model *model, int n_rows) {
-    const ql_layer *l = &model->weights.layers[0]; /* all layers have the same shapes */
-    const ql_matrix *matrices[] = {&l->q,    &l->k,  &l->v,    &l->o,
-                                   &l->gate, &l->up, &l->down, &model->weights.head};
-    size_t bytes = 64;
-    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
-        bytes = largest(bytes,
-                        ql_linear_scratch(model->kernels, model->n_threads, matrices[i], n_rows));
+    size_t bytes = largest(64, matrix_scratch(model, &model->weights.head, n_rows));
+    for (int i = 0; i < model->config.num_hidden_layers; i++) {
+        const ql_layer *l = &model->weights.layers[i];
+        const ql_matrix *matrices[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        for (size_t j = 0; j < sizeof matrices / sizeof *matrices; j++)
+            bytes = largest(bytes, matrix_scratch(model, matrices[j], n_rows));
+    }
     return aligned(bytes);
 }
 

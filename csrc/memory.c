@@ -35,8 +35,11 @@ static ql_status allocate(ql_memory *m, ql_error *err) {
     m->query = ql_alloc(ql_memory_width(m) * sizeof(float));
     m->chosen = ql_alloc(ql_memory_choices(m) * sizeof *m->chosen);
     m->kept = ql_alloc(ql_memory_choices(m) * sizeof *m->kept);
-    if (m->far_cos && m->far_sin && m->query && m->chosen && m->kept) return allocate_sums(m, err);
-    return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a session's state");
+    if (!m->far_cos || !m->far_sin || !m->query || !m->chosen || !m->kept)
+        return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a session's state");
+    memset(m->chosen, 0, ql_memory_choices(m) * sizeof *m->chosen); /* saved whole */
+    memset(m->kept, 0, ql_memory_choices(m) * sizeof *m->kept);
+    return allocate_sums(m, err);
 }
 
 ql_status ql_memory_init(ql_memory *m, ql_heads heads, const ql_memory_config *config,
@@ -184,7 +187,8 @@ size_t ql_memory_bytes(const ql_memory *m) {
 
 ql_status ql_memory_ask(ql_memory *m, int64_t begin, int64_t end, ql_error *err) {
     size_t vectors = (size_t)m->heads.n_layers * ql_memory_width(m);
-    float *queries = ql_alloc(vectors * (size_t)(end - begin) * sizeof *queries);
+    size_t spoken = vectors * (size_t)(end - begin) * sizeof(float);
+    float *queries = ql_alloc(spoken);
     float *vector = ql_alloc(vectors * sizeof *vector);
     if (!queries || !vector) {
         free(queries);
@@ -192,15 +196,21 @@ ql_status ql_memory_ask(ql_memory *m, int64_t begin, int64_t end, ql_error *err)
         return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a question of %lld tokens",
                        (long long)(end - begin));
     }
+    memset(queries, 0, spoken); /* they may be saved before they are read */
+    memset(vector, 0, vectors * sizeof *vector);
     ql_memory_unask(m);
     m->question = (ql_question){.begin = begin, .end = end, .queries = queries, .vectors = vector};
     return QL_OK;
 }
 
+void ql_question_free(ql_question *question) {
+    free(question->queries);
+    free(question->vectors);
+    *question = (ql_question){0};
+}
+
 void ql_memory_unask(ql_memory *m) {
-    free(m->question.queries);
-    free(m->question.vectors);
-    m->question = (ql_question){0};
+    ql_question_free(&m->question);
     m->n_kept = -1;
 }
 

@@ -260,6 +260,7 @@ ql_status ql_session_feed(ql_session *s, const int32_t *ids, int64_t n, const ql
         status = ql_check_heads(s, feed->heads, feed->n_heads, false, err);
     ql_memory *m = &s->memory;
     ql_question before = m->question;
+    int n_kept = m->n_kept;
     bool asks = !status && feed->question_end > 0;
     if (asks) {
         m->question = (ql_question){0};
@@ -272,12 +273,10 @@ ql_status ql_session_feed(ql_session *s, const int32_t *ids, int64_t n, const ql
     if (asks && m->n_tokens == length) { /* nothing was read: the earlier question stays */
         ql_question unread = m->question;
         m->question = before;
+        m->n_kept = n_kept;
         before = unread;
     }
-    if (asks) {
-        free(before.queries);
-        free(before.vectors);
-    }
+    if (asks) ql_question_free(&before);
     return ql_finish(s, status, err);
 }
 

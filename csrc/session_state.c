@@ -66,12 +66,16 @@ ql_status ql_session_restore(ql_session *s, const ql_saved *saved, ql_volume *vo
                          "only an empty session can be restored, and this one has read %lld tokens",
                          (long long)s->memory.n_tokens);
     if (!status) {
+        ql_question before = s->memory.question;
+        s->memory.question = (ql_question){0};
         ql_memory_reset(&s->memory); /* nothing that an interrupted chunk had reserved */
-        ql_memory_unask(&s->memory);
         status = ql_state_restore(&s->memory, saved, volume, err);
-        if (status) {
+        if (status) { /* empty as before */
             ql_memory_unask(&s->memory);
             ql_memory_reset(&s->memory);
+            s->memory.question = before;
+        } else {
+            ql_question_free(&before);
         }
     }
     ql_leave(s);

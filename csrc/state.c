@@ -140,6 +140,13 @@ static ql_status misfit(const char *what, ql_error *err) {
                    "what was saved contradicts itself or the session's settings (%s)", what);
 }
 
+/* Whether as many tokens wait as a commit leaves: what a chunk reserves is counted from that. */
+static bool as_committed(const ql_memory *m) {
+    int64_t waiting = m->n_tokens - ql_memory_first_waiting(m), n_local = m->config.n_local;
+    if (m->n_first < m->config.n_init) return waiting <= n_local;
+    return waiting < n_local + m->config.block_size && (m->n_blocks == 0 || waiting >= n_local);
+}
+
 /* The numbers of tokens, so that everything counted from them is in bounds. */
 static ql_status restore_counts(ql_memory *m, const int64_t *c, ql_error *err) {
     const ql_memory_config *config = &m->config;
@@ -155,6 +162,7 @@ static ql_status restore_counts(ql_memory *m, const int64_t *c, ql_error *err) {
     m->n_tokens = tokens;
     m->n_first = first;
     m->n_blocks = blocks;
+    if (has_blocks && !as_committed(m)) return misfit("blocks", err);
     if (!ql_memory_full(m) && window_tokens(m) + config->exc_block_size > m->window.capacity)
         return misfit("window", err);
     return QL_OK;
@@ -164,7 +172,8 @@ static ql_status restore_question(ql_memory *m, const int64_t *c, ql_error *err)
     int64_t begin = c[QL_QUESTION_BEGIN], end = c[QL_QUESTION_END];
     if (begin < 0 || end < begin || end - begin > m->config.n_local || end > INT64_MAX / 4 ||
         (end > begin && m->config.mode != QL_QLLM) ||
-        (c[QL_QUESTION_KNOWN] && (end == begin || end > m->n_tokens)))
+        (c[QL_QUESTION_KNOWN] && (end == begin || end > m->n_tokens)) ||
+        (!c[QL_QUESTION_KNOWN] && end > begin && begin < ql_memory_window_first(m)))
         return misfit("question", err);
     ql_status status = end > begin ? ql_memory_ask(m, begin, end, err) : QL_OK;
     m->question.known = !status && c[QL_QUESTION_KNOWN];

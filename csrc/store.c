@@ -21,10 +21,12 @@ void *ql_alloc(size_t bytes) {
     return aligned_alloc(ALIGNMENT, rounded ? rounded : ALIGNMENT);
 }
 
+/* Filled with zeros: slabs are saved whole, and what was in memory before is nobody's business. */
 static ql_slab *slab_new(size_t bytes) {
     if (bytes > SIZE_MAX - sizeof(ql_slab)) return NULL;
     ql_slab *slab = ql_alloc(sizeof *slab + bytes);
     if (!slab) return NULL;
+    memset(slab + 1, 0, bytes);
     atomic_init(&slab->owners, 1);
     slab->data = (unsigned char *)(slab + 1);
     slab->extent = NULL;

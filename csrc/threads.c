@@ -141,10 +141,14 @@ static int count_cpus(void) {
     return (int)sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-/* Starts workers until there are n_workers; pool.turn is held. Returns pthread_create's error. */
+/* Starts workers until there are n_workers; pool.turn is held. Returns pthread_create's error.
+ * Signals to the process are for its own threads; those that a worker's own instruction raises are
+ * not blocked, or the system ends the process: volume.c handles SIGBUS. */
 static int start(int n_workers) {
+    const int own[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
     sigset_t all, before;
     sigfillset(&all);
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) sigdelset(&all, own[i]);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);

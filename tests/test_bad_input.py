@@ -95,6 +95,12 @@ def test_ids(given: Any, kind: type[ql.Error], words: str) -> None:
     assert len(session) == 20  # nothing was read, not even the good ids before a bad one
 
 
+def test_numbers_that_python_does_not_print() -> None:
+    huge, words = 10**5000, "a number of thousands of digits"
+    refused(ql.InvalidValue, f"token id {words} at position 1", lambda: MODEL.forward([1, huge]))
+    refused(ql.InvalidValue, f"logits_to_keep is {words}", lambda: MODEL.forward([1], -huge))
+
+
 def test_an_exception_in_an_id_passes() -> None:
     with pytest.raises(ZeroDivisionError, match="in __index__"):
         core_session(MODEL).feed([1, Broken()])

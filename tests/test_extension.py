@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
 import re
@@ -295,3 +296,27 @@ print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 print("parent", np.array_equal(session.feed(ids(50), all_logits=True), expected))
 """
     assert run_program(program).split() == ["child", "0", "parent", "True"]
+
+
+def test_a_session_that_is_still_made_is_busy() -> None:
+    """The garbage collector's list shows it while an option is asked for its value."""
+
+    def sessions() -> set[_core.Session]:
+        return {found for found in gc.get_objects() if type(found) is _core.Session}
+
+    met: list[_core.Session] = []
+    before = sessions()
+
+    class Option:
+        def __index__(self) -> int:
+            met.extend(sessions() - before)
+            for use in (len, lambda session: session.n_layers, lambda session: session.feed([1])):
+                for session in met:
+                    with pytest.raises(ql.Busy):
+                        use(session)
+            assert all("computing" in repr(session) for session in met)
+            return 4
+
+    session = core_session(core_model(), n_init=Option())
+    assert met == [session]
+    session.feed([1])

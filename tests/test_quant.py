@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_core import CONFIG, core_config, ids
+from tiny_models import random_weights
 
 from quickllama import _core
 from quickllama.checkpoint import BLOCKS, GGUFCheckpoint
@@ -159,3 +161,24 @@ def test_speed(library: ctypes.CDLL) -> None:
 def names_in_order(library: ctypes.CDLL) -> list[str]:
     """The names of ql_dtype, by number."""
     return [library.ql_dtype_name(number).decode() for number in range(len(BLOCKS))]
+
+
+@pytest.mark.parametrize("variant", _core.cpu_variants())
+def test_layers_may_be_stored_in_different_formats(variant: str) -> None:
+    """Room for products is that of the layer that needs most, not of the first one."""
+    wide = {**CONFIG, "intermediate_size": 4096}
+    _core.set_cpu_variant(variant)
+    tensors = []
+    for name, w in random_weights(wide, seed=5).items():
+        if "layers.1.mlp.down" in name:
+            tensors.append((name, w.astype(np.float16), "float16", w.shape))
+        elif w.ndim == 2:
+            blocks = gguf.quantize(w, gguf.GGMLQuantizationType.Q8_0)
+            tensors.append((name, blocks, "q8_0", w.shape))
+        else:
+            tensors.append((name, w, "float32", w.shape))
+    models = [_core.Model(core_config(wide), tensors, dtype, 4) for dtype in ("stored", "float32")]
+    assert models[0].dtype == "int8+bfloat16"
+    got = [[model.forward(ids(n)) for n in (1, 8, 100)] for model in models]
+    for one, other in zip(*got, strict=True):
+        assert np.sqrt(np.mean((one - other) ** 2) / np.mean(other**2)) < 0.03

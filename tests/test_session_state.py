@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_core import EXC, MODES, core_model, core_session, ids
+from tiny_core import EXC, MEMORY, MODES, core_model, core_session, ids
 
 import quickllama as ql
 from quickllama import _core
@@ -211,3 +211,55 @@ def test_what_does_not_fit_together_is_refused(model: _core.Model) -> None:
             method("tail")
     with pytest.raises(ql.Error, match="descriptor"):
         _core.Volume(2**20)
+
+
+def test_counters_that_no_reading_leaves_are_refused(model: _core.Model) -> None:
+    """With arrays of the right sizes, so that nothing but the counters tells."""
+    session = core_session(model)
+    session.read(ids(COUNT))
+    (tokens, first, blocks, *rest), arrays = session.state()
+    parts = parts_of(session)
+    empty = core_session(model)
+    width = 2 * 4 * 16 * 4  # bytes of all layers' query vectors
+    keys, scores = (array.size for array in arrays[:2])
+    waiting = tokens - first - blocks * MEMORY["block_size"]
+    for fewer in (2, 8):  # so that more tokens wait than a commit leaves
+        more = waiting + fewer * MEMORY["block_size"]
+        grown = [np.zeros(size // waiting * more, np.uint8) for size in (keys, scores)]
+        wrong = (tokens, first, blocks - fewer, *rest)
+        with pytest.raises(ql.FileProblem, match="blocks"):
+            empty.restore(wrong, (*grown, *arrays[2:]), parts)
+    asked = (tokens, first, blocks, 0, 5, 0, *rest[3:])  # a question read long ago, and unknown
+    queries = np.zeros(5 * width, np.uint8)
+    with pytest.raises(ql.FileProblem, match="question"):
+        empty.restore(asked, (*arrays[:3], queries, *arrays[4:]), parts)
+    empty.restore((tokens, first, blocks, *rest), arrays, parts)
+    assert_same(results(empty), results(session))
+
+
+def test_a_failed_restore_leaves_the_session_s_question(model: _core.Model) -> None:
+    asks = {"query_span": (3, 9)}
+    session, expected = core_session(model, **asks), core_session(model, **asks)
+    with pytest.raises(ql.FileProblem):
+        session.restore((0,) * len(session.state()[0]), session.state()[1], parts_of(session))
+    for one in (session, expected):
+        one.read(ids(COUNT))
+    np.testing.assert_array_equal(session.question_vector(0), expected.question_vector(0))
+    assert_same(results(session), results(expected))
+
+
+def test_nothing_of_other_memory_is_saved(model: _core.Model) -> None:
+    """What a slab has no rows for yet, and a question that was not read, are zeros."""
+
+    def saved() -> list[Any]:
+        session = core_session(model, query_span=(2 * EXC, 2 * EXC + 8))
+        session.read(ids(EXC + 3))
+        return [session.state()[1], [slabs for _, slabs in parts_of(session)]]
+
+    first = saved()
+    for _ in range(3):
+        used = core_session(model)
+        used.read(ids(COUNT, seed=5))
+        del used
+        for one, other in zip(saved(), first, strict=True):
+            assert_same(one, other)

@@ -80,6 +80,16 @@ static PyObject *as_index(module_state *state, PyObject *value, const char *what
     return index;
 }
 
+/* How a sentence calls an int (new reference): Python refuses to print very long ones. */
+static PyObject *digits(PyObject *number) {
+    PyObject *text = PyObject_Str(number);
+    if (!text && PyErr_ExceptionMatches(PyExc_ValueError)) {
+        PyErr_Clear();
+        text = PyUnicode_FromString("a number of thousands of digits");
+    }
+    return text;
+}
+
 static bool int_within(module_state *state, PyObject *value, const char *what, int64_t low,
                        int64_t high, int64_t *out) {
     PyObject *index = as_index(state, value, what);
@@ -89,9 +99,11 @@ static bool int_within(module_state *state, PyObject *value, const char *what, i
     int overflow;
     long long number = PyLong_AsLongLongAndOverflow(index, &overflow);
     bool fits = !overflow && number >= low && number <= high;
-    if (!fits) {
-        qlpy_fail(state, QL_INVALID_VALUE, "%s is %S, far out of its range (at most %lld)", what,
-                  index, (long long)high);
+    PyObject *text = fits ? NULL : digits(index);
+    if (text) {
+        qlpy_fail(state, QL_INVALID_VALUE, "%s is %U, far out of its range (at most %lld)", what,
+                  text, (long long)high);
+        Py_DECREF(text);
     }
     Py_DECREF(index);
     *out = number;
@@ -228,13 +240,15 @@ bool qlpy_span(module_state *state, PyObject *value, int64_t *begin, int64_t *en
 
 /* As the core says it of an id that is an int32. */
 static void *bad_id(module_state *state, Py_ssize_t position, PyObject *value, int vocab_size) {
-    if (value) {
+    PyObject *text = value ? digits(value) : NULL;
+    if (text) {
         qlpy_fail(
             state, QL_INVALID_VALUE,
-            "token id %S at position %zd is outside the vocabulary of %d: ids go from 0 to %d",
-            value, position, vocab_size, vocab_size - 1);
-        Py_DECREF(value);
+            "token id %U at position %zd is outside the vocabulary of %d: ids go from 0 to %d",
+            text, position, vocab_size, vocab_size - 1);
+        Py_DECREF(text);
     }
+    Py_XDECREF(value);
     return NULL;
 }
 

@@ -4,14 +4,15 @@
 
 /* ---- arrays from outside ---- */
 
-/* A new C-contiguous array of the given type and rank, safely cast. what: how the sentence calls
+/* A new C-contiguous array of the given type and rank, safely cast; nobody else can change it while
+ * the core reads it. what: how the sentence calls
  * the value and what it should be. */
 static PyArrayObject *array_of(module_state *state, PyObject *value, int type, int rank,
                                const char *what) {
     PyObject *any = PyArray_FROM_O(value); /* first, or a list of floats would pass as integers */
     bool empty = any && PyArray_SIZE((PyArrayObject *)any) == 0; /* [] is an array of floats */
     bool odd = any && !empty && PyArray_ISBOOL((PyArrayObject *)any);
-    int flags = NPY_ARRAY_CARRAY_RO | (empty ? NPY_ARRAY_FORCECAST : 0);
+    int flags = NPY_ARRAY_CARRAY_RO | NPY_ARRAY_ENSURECOPY | (empty ? NPY_ARRAY_FORCECAST : 0);
     PyObject *array = any && !odd ? PyArray_FROMANY(any, type, rank, rank, flags) : NULL;
     Py_XDECREF(any);
     PyObject *cause = array ? NULL : PyErr_Occurred();
@@ -231,7 +232,9 @@ PyObject *qlpy_excerpt(PyObject *object, PyObject *ranges_given) {
             PyEval_RestoreThread(thread);
             made->memory = self->memory;
             made->memory.mode = QL_FULL;
-            if (!made->session) {
+            if (made->session) {
+                qlpy_leave(made);
+            } else {
                 Py_CLEAR(made);
                 qlpy_raise(self->state, err.code, &err);
             }

@@ -41,7 +41,13 @@ static PyObject *get_n_blocks(PyObject *object, void *unused) {
 
 static PyObject *get_n_layers(PyObject *object, void *unused) {
     (void)unused;
-    return PyLong_FromLong(ql_session_layers(((session_object *)object)->session));
+    session_object *self = (session_object *)object;
+    if (!qlpy_enter(self)) {
+        return NULL;
+    }
+    int n_layers = ql_session_layers(self->session);
+    qlpy_leave(self);
+    return PyLong_FromLong(n_layers);
 }
 
 static PyObject *get_model(PyObject *object, void *unused) {
@@ -81,7 +87,9 @@ PyGetSetDef qlpy_session_attributes[] = {
     {"mode", get_mode, NULL, PyDoc_STR("'full', 'stream', 'infinite', 'infllm' or 'qllm'."), NULL},
     {"mask", get_mask, NULL, PyDoc_STR("'exact' or 'authors'."), NULL},
     {"kv_dtype", get_kv_dtype, NULL,
-     PyDoc_STR("How keys, values and block vectors are held: 'float32' or 'bfloat16'."), NULL},
+     PyDoc_STR("How keys and values are held: 'float32', 'bfloat16' or 'int8'. Block vectors are\n"
+               "float32 beside float32, else bfloat16."),
+     NULL},
     {"query_span", get_query_span, NULL,
      PyDoc_STR("(start, end) of the question as given when the session was made, or None."), NULL},
     {"trace", get_trace, NULL,

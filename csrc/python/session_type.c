@@ -47,7 +47,8 @@ static void session_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
-/* A Session without its core session. */
+/* A Session without its core session, in use until it has one: others may meet it through the
+ * garbage collector's list. */
 session_object *qlpy_alloc_session(module_state *state, PyObject *model, weights *owned) {
     PyObject *object = PyType_GenericAlloc(state->session_type, 0); /* zeroed */
     session_object *self = (session_object *)object;
@@ -56,7 +57,7 @@ session_object *qlpy_alloc_session(module_state *state, PyObject *model, weights
         self->weights = qlpy_weights_retain(owned);
         Py_INCREF(model);
         self->model = model;
-        atomic_init(&self->in_use, false);
+        atomic_init(&self->in_use, true);
     }
     return self;
 }
@@ -128,7 +129,9 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     }
     weights *owned = qlpy_model_weights(state, model);
     session_object *self = owned ? qlpy_alloc_session(state, model, owned) : NULL;
-    if (self && !create(self, &given)) {
+    if (self && create(self, &given)) {
+        qlpy_leave(self);
+    } else {
         Py_CLEAR(self);
     }
     return (PyObject *)self;
@@ -162,7 +165,9 @@ static PyObject *session_fork(PyObject *object, PyObject *args, PyObject *kwargs
         copy->memory.trace = trace;
         copy->question_begin = self->question_begin;
         copy->question_end = self->question_end;
-        if (!copy->session) {
+        if (copy->session) {
+            qlpy_leave(copy);
+        } else {
             qlpy_raise(self->state, err.code, &err);
             Py_CLEAR(copy);
         }

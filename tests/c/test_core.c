@@ -126,7 +126,7 @@ static void an_interrupted_look_up_never_was(void) {
     ql_error err = {0};
     ql_model *model = model_with(2);
     static float expected[N * VOCAB], got[N * VOCAB], each[N * VOCAB];
-    ql_memory_config memory = memory_of(QL_INFLLM);
+    ql_memory_config memory = memory_of(QL_QLLM);
     for (memory.lookup_interval = 0; memory.lookup_interval <= 7; memory.lookup_interval += 7) {
         ql_session *whole = ql_session_new(model, &memory, &err);
         feed(whole, 0, 72, expected);
@@ -136,7 +136,8 @@ static void an_interrupted_look_up_never_was(void) {
             feed(s, 0, 72, got);
             feed_singly(s, 72, 75, got);
             int left = polls; /* stops when some layers have looked up for a longer chunk */
-            ql_feed options = {.poll = stop_after, .poll_context = &left};
+            ql_feed options = {
+                .question_begin = 3, .question_end = 9, .poll = stop_after, .poll_context = &left};
             CHECK_EQUAL(ql_session_feed(s, ids + 100, 12, &options, NULL, &err), QL_CANCELLED);
             CHECK_EQUAL(ql_session_length(s), 75);
             ql_session *fork = ql_session_fork(s, false, &err);

@@ -1,7 +1,9 @@
 /* Slabs in a mapped file: the same bits, a budget that holds, faults that end no process. */
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -9,6 +11,7 @@
 
 #include "check.h"
 #include "store.h"
+#include "threads.h"
 #include "tiny.h"
 
 enum { PAGES = 4, BYTES = PAGES * QL_VOLUME_PAGE, SLABS = 64, BUDGET = 8 * BYTES };
@@ -194,6 +197,38 @@ static void a_shortened_file_is_noticed(void) {
     fclose(other);
 }
 
+typedef struct reading {
+    ql_store store;
+    atomic_int by_workers, right;
+} reading;
+
+static void read_slab(void *context, int item, int thread) {
+    reading *r = context;
+    atomic_fetch_add(&r->by_workers, thread > 0);
+    if (thread == 0)
+        while (!atomic_load(&r->by_workers)) sched_yield(); /* a worker takes the next one */
+    atomic_fetch_add(&r->right, slab_is(&r->store, item, 0));
+}
+
+/* Workers block the signals that are for others, but not this one. */
+static void a_shortened_file_is_noticed_by_workers(void) {
+    ql_error err = {0};
+    FILE *file = slab_file(SLABS);
+    ql_volume *volume = ql_volume_open(fileno(file), SIZE_MAX, &err);
+    reading r = {.store = {.slab_bytes = BYTES}};
+    for (int i = 0; i < SLABS; i++)
+        CHECK_EQUAL(ql_store_map(&r.store, i, volume, (int64_t)i * BYTES, &err), QL_OK);
+    CHECK_EQUAL(ql_threads_reserve(3, &err), QL_OK);
+    CHECK_EQUAL(ftruncate(fileno(file), 0), 0);
+    ql_parallel(3, SLABS, read_slab, &r);
+    CHECK(atomic_load(&r.by_workers) > 0);
+    CHECK_EQUAL(atomic_load(&r.right), SLABS);
+    CHECK(ql_volume_damaged(volume));
+    ql_store_clear(&r.store);
+    ql_volume_free(volume);
+    fclose(file);
+}
+
 static sigjmp_buf back;
 static volatile sig_atomic_t caught;
 static void catch(int number) {
@@ -259,6 +294,7 @@ int main(void) {
     RUN(a_file_may_grow);
     RUN(threads_share_a_volume);
     RUN(a_shortened_file_is_noticed);
+    RUN(a_shortened_file_is_noticed_by_workers);
     RUN(other_faults_are_left_alone);
     RUN(what_cannot_be_opened);
     return check_report("test_volume");
