@@ -176,7 +176,7 @@ class Asked:
         self._heard = suffix[: end - 1]  # each of the last ones precedes a token of the question
         self._opening = opening
         self._asked, self._after_asked = opening.asked(question)
-        self._alone = self._of_question(opening.plain()[0], suffix[:0])
+        self._alone = self._of_question(opening.plain()[0].feed(self._heard, all_logits=True))
 
     def bond(self, sentence: str) -> Bond:
         """With ``sentence``; all 0 if there is none."""
@@ -184,9 +184,9 @@ class Asked:
         if not len(ids):
             return Bond(0.0, 0.0, 0.0, 0.0)
         after, after_plain = self._opening.plain()
-        base = _chances_of_text(after, ids, after_plain)
-        told = self._of_question(after, ids[-1:])
-        given = _chances_of_text(self._asked.fork(), ids, self._after_asked)
+        logits = after.feed(np.concatenate([ids, self._heard]), all_logits=True)
+        base, told = _chances_of_text(ids, after_plain, logits), self._of_question(logits)
+        given = self._after_question(ids)
         return Bond(
             float((told - self._alone).mean()),
             float((given - base).mean()),
@@ -194,23 +194,25 @@ class Asked:
             _share(given, base),
         )
 
-    def _of_question(self, session: Session, last: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Log probabilities of the question's tokens after what ``session`` has read, and the
-        tokens ``last``."""
-        logits = session.feed(np.concatenate([last, self._heard]), all_logits=True)
+    def _of_question(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Log probabilities of the question's tokens by the last rows of ``logits`` [n, V]."""
         return _log_chances(logits[-len(self._question) :], self._question)
+
+    def _after_question(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Log probabilities of a sentence's tokens ``ids`` [n] after the question."""
+        logits = self._after_asked[None]  # of which the first token needs no more
+        if len(ids) > 1:
+            logits = self._asked.fork().feed(ids[:-1], all_logits=True)
+        return _chances_of_text(ids, self._after_asked, logits)
 
 
 def _chances_of_text(
-    session: Session, ids: NDArray[np.int64], first: NDArray[np.float32]
+    ids: NDArray[np.int64], first: NDArray[np.float32], logits: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Log probabilities of ``ids`` [n], the first one by the logits ``first`` [V]; the session has
-    then read all but the last one."""
-    chances = _log_chances(first[None], ids[:1])
-    if len(ids) < 2:
-        return chances
-    logits = session.feed(ids[:-1], all_logits=True)
-    return np.concatenate([chances, _log_chances(logits, ids[1:])])
+    """Log probabilities of ``ids`` [n]: the first one by the logits ``first`` [V], the others by
+    those after the token before, which ``logits`` [n - 1 or more, V] begins with."""
+    others = _log_chances(logits, ids[1:])
+    return np.concatenate([_log_chances(first[None], ids[:1]), others])
 
 
 def _log_chances(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float64]:
