@@ -8,16 +8,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import quickllama as ql
 from quickllama.cli import main
+from quickllama.documents.volume_file import is_document
 
 WINDOW = ["--n-init", "8", "--n-local", "64", "--block-size", "16"]
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 30
+PIPED = TEXT * 40
 
 
 @pytest.fixture
@@ -56,6 +61,52 @@ def test_read_once_ask_later(
     assert ask(book, folder, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["characters"] == len(TEXT) and report["memory"]["n_local"] == 64
+
+
+@pytest.fixture
+def pipe() -> Iterator[str]:
+    """The path of a pipe, as shells give it for <(...), through which comes what may be a document,
+    and is longer than what a buffered file reads at once."""
+    reading, writing = os.pipe()
+    # A thread, since it is also longer than what a pipe holds.
+    writer = threading.Thread(target=pour, args=(writing,), daemon=True)
+    writer.start()
+    yield f"/dev/fd/{reading}"
+    os.close(reading)
+    writer.join(20)
+
+
+def pour(writing: int) -> None:
+    with suppress(BrokenPipeError), os.fdopen(writing, "wb") as file:
+        file.write(PIPED.encode())
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "read"])
+def test_a_text_through_a_pipe_is_read_whole(
+    command: str,
+    pipe: str,
+    book: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts: list[str] = []
+    reading = ql.Model.read
+    monkeypatch.setattr(
+        ql.Model, "read", lambda self, text, **k: (texts.append(text), reading(self, text, **k))[1]
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Wer?\n"))
+    more = {"ask": ["Wer?", "--max-new-tokens", "2"], "read": ["--save", str(book)]}
+    more["chat"] = more["ask"][1:]
+    assert main([command, pipe, "--model", str(folder), "--quiet", *WINDOW, *more[command]]) == 0
+    assert texts == [PIPED]
+
+
+def test_what_is_no_file_is_not_looked_into(pipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not is_document(pipe)
+    assert main(["info", pipe]) == 1
+    assert "not a regular file" in capsys.readouterr().err
+    assert Path(pipe).read_text("utf-8") == PIPED
 
 
 def test_chat_with_a_document(
@@ -144,7 +195,7 @@ def test_ctrl_c_and_again(tmp_path: Path, book: Path, folder: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in err
+    assert process.returncode == 130 and "interrupted" in err, err
     assert main(["info", str(book), "--json"]) == 0
     assert main(["ask", str(book), "Wer?", "--model", str(folder)]) == 1
     text.write_text(TEXT * 100, "utf-8")

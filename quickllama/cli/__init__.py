@@ -105,8 +105,9 @@ def _run(chosen: argparse.Namespace) -> int:
     reread_all = chosen.reread_all or any(
         getattr(chosen, name) is not None for name in ("memory", *_LOOKUP_OPTIONS)
     )
+    read_already = is_document(chosen.file)
     try:
-        if is_document(chosen.file):
+        if read_already:
             _check_read_already(chosen)
         if chosen.skim:
             _check_skim(chosen, reread_all)
@@ -118,6 +119,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
     request = Request(
         file=chosen.file,
+        read_already=read_already,
         questions=tuple(chosen.question),
         model=chosen.model,
         memory=memory,

@@ -13,7 +13,6 @@ from quickllama.config import MemoryConfig
 from quickllama.documents.answer import Answer
 from quickllama.documents.document import Document
 from quickllama.documents.document_file import held_as_in
-from quickllama.documents.volume_file import is_document
 from quickllama.errors import Error, InvalidValue
 from quickllama.model import Model
 from quickllama.prompt import checked_question
@@ -25,10 +24,12 @@ _TURNS = 2  # earlier questions and answers that --history puts before a questio
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line asks for; ``reread_all``: the text is read anew for each question, with
-    the question before and after it, as in the paper."""
+    """What the command line asks for; ``read_already``: the file is a document, not a text;
+    ``reread_all``: the text is read anew for each question, with the question before and after it,
+    as in the paper."""
 
     file: str
+    read_already: bool
     questions: tuple[str, ...]
     model: str
     memory: MemoryConfig
@@ -47,11 +48,6 @@ class Request:
     skim: bool = False
     history: bool = False
     ram_limit: str | None = None
-
-    @property
-    def read_already(self) -> bool:
-        """Whether the file is a document, not a text."""
-        return is_document(self.file)
 
 
 def ask(request: Request) -> int:

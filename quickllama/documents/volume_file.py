@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import fcntl
 import os
+import stat
 import struct
 import sys
 import zlib
@@ -72,8 +73,11 @@ class Slot:
 
 
 def is_document(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as documents do."""
+    """Whether a regular file begins as documents do. Pipes are not looked into: what is read of
+    them is gone."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
         with Path(path).open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError):
