@@ -57,9 +57,11 @@ def test_passages_hold_the_block_and_no_half_words(text: str, start: int, length
         assert first <= text.index(part, start) and last >= start + len(text[start:end].rstrip())
     stops = ".!?”。"
     if part and first > 0:
-        assert text[first - 1].isspace() or text[first - 1] in stops
+        cut = text.index(part, start) - first == 600
+        assert cut or text[first - 1].isspace() or text[first - 1] in stops
     if part and last < len(text):
-        assert text[last].isspace() or text[last - 1] in stops
+        cut = last - start - len(text[start:end].rstrip()) == 600
+        assert cut or text[last].isspace() or text[last - 1] in stops
 
 
 def test_a_text_without_sentences_is_cut_between_words() -> None:
@@ -67,8 +69,16 @@ def test_a_text_without_sentences_is_cut_between_words() -> None:
     first, last = widen(text, 1001, 1003)
     assert text[first - 1] == " " and text[last] == " "
     assert 300 <= last - first <= 612
-    long = "x" * 2000
-    assert widen(long, 900, 1000) == (0, 2000)
+
+
+def test_a_text_without_white_space_is_cut_anywhere() -> None:
+    assert widen("x" * 10**6, 500_000, 500_100) == (499_400, 500_700)
+    assert widen("x" * 2000, 500, 1500) == (0, 2000)
+    assert widen("x" * 2000, 700, 1300) == (100, 1900)
+    minified = '{"key":[1,2.5,"value"]},' * 1000
+    assert widen(minified, 12_000, 12_100) == (11_400, 12_700)
+    words = f"{'x' * 5} {'y' * 1200} {'z' * 5}"  # white space is looked for as far as that
+    assert widen(words, 6 + 600, 6 + 601) == (6, 6 + 1200)
 
 
 def test_neighbours_are_merged() -> None:

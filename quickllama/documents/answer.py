@@ -19,6 +19,7 @@ Span = tuple[int, int]
 """Characters [start, end) of a text."""
 
 _FURTHEST = 300  # characters that a passage grows by at each side to end with a sentence
+_LONGEST = 300  # and by so many more to end with a word: minified JSON, say, has no white space
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])|\n\s*\n")
 _SPACE = re.compile(r"\s")
 _NO_END = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|e\.g|i\.e)\.$")  # not a sentence's
@@ -105,7 +106,8 @@ def widen(text: str, start: int, end: int) -> Span:
     """Characters [start, end) of ``text`` grown to whole sentences, or at least to whole words.
 
     Each side grows by at most 300 characters to reach the next end of a sentence or paragraph; if
-    there is none so near, to the next white space. White space at the edges is left out.
+    there is none so near, to the next white space, and by 600 characters if there is none so near
+    either. White space at the edges is left out.
     """
     start, end = _stripped(text, start, end)
     return _sentence_start(text, start), _sentence_end(text, end)
@@ -124,16 +126,18 @@ def _sentence_start(text: str, place: int) -> int:
 
 def _sentence_end(text: str, place: int) -> int:
     high = min(place + _FURTHEST, len(text))
-    found = _SENTENCE_END.search(text, place, high) or _SPACE.search(text, high)
-    last = len(text) if found is None else found.end()
+    limit = min(high + _LONGEST, len(text))
+    found = _SENTENCE_END.search(text, place, high) or _SPACE.search(text, high, limit)
+    last = limit if found is None else found.end()
     while last > place and text[last - 1].isspace():
         last -= 1
     return last
 
 
 def _word_start(text: str, place: int) -> int:
-    """Where the word at ``place`` begins."""
-    while place and not text[place - 1].isspace():
+    """Where the word at ``place`` begins, or is cut because it is too long."""
+    limit = max(place - _LONGEST, 0)
+    while place > limit and not text[place - 1].isspace():
         place -= 1
     return place
 
