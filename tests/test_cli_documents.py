@@ -123,6 +123,20 @@ def test_chat_with_a_document(
     assert "Evidence:" in out and "'Sylt'" in err
 
 
+def test_a_file_whose_name_is_not_utf_8(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    latin = text.rename(text.with_name(name))
+    book = latin.with_suffix(".qlm")
+    assert read(latin, book, folder, "--quiet") == 0
+    assert main(["info", str(book), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["title"] == name and facts["path"] == str(book)
+    assert ask(book, folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(book)
+
+
 def test_info_of_a_document(
     text: Path, book: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

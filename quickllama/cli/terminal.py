@@ -38,7 +38,11 @@ def wrapped(text: str) -> str:
 
 
 def print_json(value: object) -> None:
-    """One JSON object; characters that standard output cannot show are escaped, so that nothing
-    gets lost."""
-    escaped = sys.stdout.encoding.lower().replace("-", "") != "utf8"
-    print(json.dumps(value, ensure_ascii=escaped, indent=2))
+    """One JSON object; if standard output cannot show one of its characters, such as those of a
+    file's name that is not UTF-8, they are escaped, so that nothing gets lost."""
+    words = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        words.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        words = json.dumps(value, indent=2)
+    print(words)

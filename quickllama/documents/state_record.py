@@ -40,7 +40,8 @@ class StateRecord:
             padding = bytes(-data.nbytes % _ALIGNMENT)
             parts += [data, padding]
             offset += data.nbytes + len(padding)
-        words = json.dumps({**self.table, "arrays": places}, ensure_ascii=False).encode("utf-8")
+        # All escaped: a title may hold halves of surrogate pairs, which a file's name can have.
+        words = json.dumps({**self.table, "arrays": places}).encode("ascii")
         head = _LENGTH.pack(_MARK, len(words)) + words
         return [head, bytes(-len(head) % _ALIGNMENT), *parts]
 
