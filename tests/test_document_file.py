@@ -198,6 +198,11 @@ def test_ids_go_on(model: ql.Model, path: Path) -> None:
     ids = text_tokens(model.tokenizer, TEXT)[0]
     read(model, ids[:1000], store=path)
     assert_same_bits(read(model, ids.tolist(), store=path), read(model, ids))
+    for batch in (ids[np.newaxis], [ids.tolist()]):  # as tokenizers give them
+        assert_same_bits(read(model, batch, store=path), read(model, ids))
+        assert_same_bits(read(model, batch, store=path.with_name("batch")), read(model, ids))
+    with pytest.raises(ql.InvalidValue, match="vocabulary"):
+        read(model, [*ids.tolist(), 9999], store=path)
     with pytest.raises(ql.InvalidValue, match="token ids"):
         read(model, store=path)
     with pytest.raises(ql.InvalidValue, match="another text"):

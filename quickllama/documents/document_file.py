@@ -95,7 +95,7 @@ def _resumed(document: Document, source: Source, file: VolumeFile, budget: int |
     was = {key: saved[key] for key in asked} | {"memory": dataclasses.asdict(saved.memory)}
     check_same_settings(was, asked, name)
     text = saved.text(document.model)
-    rest = list(unread(source, text, name))
+    rest = list(unread(source, text, name, document.model.vocab_size))
     _restore(document, saved, file, budget, verify=True, keeps=True)
     return rest[0] if len(rest) == 1 else rest
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickllama.arrays import token_ids
 from quickllama.errors import InvalidType, InvalidValue
 
 if TYPE_CHECKING:
@@ -45,10 +46,12 @@ def parts_of(source: object) -> Iterator[str | object]:
             yield item
 
 
-def unread(source: object, known: GrowingText, name: str) -> Iterator[str | Any]:
-    """The parts of ``source`` behind what the document ``name`` holds of it already.
+def unread(source: object, known: GrowingText, name: str, vocab_size: int) -> Iterator[str | Any]:
+    """The parts of ``source`` behind what the document ``name`` holds of it already: str, or token
+    ids int64 [n].
 
-    Raises InvalidValue if it does not begin with that.
+    Raises InvalidValue if it does not begin with that, InvalidType or InvalidValue for what are no
+    token ids.
     """
     text, ids, place = known.text, known.ids(), 0
     of_ids = known.is_ids
@@ -57,7 +60,9 @@ def unread(source: object, known: GrowingText, name: str) -> Iterator[str | Any]
         if isinstance(part, str) == of_ids and length:
             kinds = ("token ids", "text") if of_ids else ("text", "token ids")
             raise InvalidValue(f"{name} was read from {kinds[0]}, and {kinds[1]} came")
-        whole: Any = part if isinstance(part, str) else np.asarray(part)
+        whole: Any = part
+        if not isinstance(part, str):
+            whole, _ = token_ids(part, vocab_size, "the token ids to read")
         here = min(len(whole), length - place)
         old: Any = ids if of_ids else text
         if not _same(whole[:here], old[place : place + here]):
