@@ -7,12 +7,13 @@ import sys
 import time
 from typing import Any
 
-from quickllama.cli.terminal import print_json, tolerate_any_character, wrapped, write_safely
+from quickllama.cli.terminal import print_json, tolerate_any_character, wrapped
 from quickllama.cli.textfile import read_text
 from quickllama.config import MemoryConfig
 from quickllama.documents.answer import Answer
 from quickllama.documents.document import Document
 from quickllama.documents.document_file import held_as_in
+from quickllama.documents.writing import write_safely
 from quickllama.errors import Error, InvalidValue
 from quickllama.model import Model
 from quickllama.prompt import checked_question

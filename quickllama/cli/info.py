@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from quickllama import _core, checkpoint
-from quickllama.cli.terminal import print_json, tolerate_any_character, write_safely
+from quickllama.cli.terminal import print_json, tolerate_any_character
 from quickllama.config import KV_DTYPE, MemoryConfig, ModelConfig
 from quickllama.documents.document_file import checked_path, facts_of
 from quickllama.documents.volume_file import is_document
+from quickllama.documents.writing import write_safely
 from quickllama.dtypes import kv_bytes
 from quickllama.errors import Error
 from quickllama.hub import locate

@@ -7,16 +7,10 @@ import shutil
 import sys
 import textwrap
 
-__all__ = ["print_json", "tolerate_any_character", "wrapped", "write_safely"]
+__all__ = ["print_json", "tolerate_any_character", "wrapped"]
 
 _MARGIN = "    "
 _WIDEST = 100  # columns; longer lines are hard to read
-
-
-def write_safely(text: str) -> None:
-    """Show a piece of text at once, without signs that would steer the terminal."""
-    sys.stdout.write("".join(sign for sign in text if sign.isprintable() or sign in "\n\t"))
-    sys.stdout.flush()
 
 
 def tolerate_any_character() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +24,8 @@ from quickllama.documents.retrieval import (
     rank_pieces,
     strongest,
 )
-from quickllama.errors import InvalidType, InvalidValue
+from quickllama.documents.writing import writer
+from quickllama.errors import InvalidValue
 from quickllama.generation import (
     Piece,
     ReadingPlan,
@@ -119,7 +119,7 @@ class Asking:
             USES[use] if passages is None else checks.integer("passages", passages, 0),
             0 if neighbours is None else checks.integer("neighbours", neighbours, 0),
             always_answer,
-            _writer(stream),
+            writer(stream),
             options_from(options, _OPTIONS),
         )
 
@@ -131,22 +131,6 @@ def _check_skimmed(retrieval: str | None, use: str | None) -> None:
                 f"{name} {value!r} needs values and blocks, which a skimmed document does not "
                 f"keep: {only!r} is what it can; use model.read() for the others"
             )
-
-
-def _writer(stream: object) -> Callable[[str], object] | None:
-    if stream is None or stream is False:
-        return None
-    if stream is True:
-        return _print
-    if not callable(stream):
-        raise InvalidType(f"stream is True, None or a function of a str, not {stream!r}")
-    return stream
-
-
-def _print(text: str) -> None:
-    """Show a piece at once, without signs that would steer the terminal."""
-    sys.stdout.write("".join(sign for sign in text if sign.isprintable() or sign in "\n\t"))
-    sys.stdout.flush()
 
 
 class Snapshot:
