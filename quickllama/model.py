@@ -291,7 +291,7 @@ class Model(_core.Model):
         * ``question``: read for this one question, which stands before and after the text, as in
           the paper (section 4.1).
         * ``prompt``: other words around the text, with ``{text}`` and ``{question}`` in them.
-        * ``kv_dtype``: as in :meth:`session`.
+        * ``kv_dtype``: as in :meth:`session`; also of what is read again to answer a question.
         * ``store``: a file in which the document is kept (docs/format.md): it grows there, and not
           in memory, and what was read stays after Ctrl-C, a crash or a kill.
         * ``ram_limit``: with ``store``: how much memory the document may take, such as ``"1GB"``:

@@ -185,7 +185,7 @@ class Snapshot:
         """What questions about any passage begin with; the first one to ask reads it for all."""
         with self._lock:
             if self._opening is None:
-                self._opening = Opening(model)
+                self._opening = Opening(model, self.session.kv_dtype)
             return self._opening
 
     @property
@@ -370,7 +370,7 @@ def _reread(model: Model, snapshot: Snapshot, asking: Asking, evidence: list[Pas
     inside, _ = text_tokens(model.tokenizer, words)
     ids = np.concatenate([prefix, inside, suffix])
     memory = MemoryConfig(mode="full")
-    session = model.session(memory)
+    session = model.session(memory, kv_dtype=snapshot.session.kv_dtype)
     return session, read(session, ids, ReadingPlan.of(len(ids), memory)), ids
 
 

@@ -133,16 +133,16 @@ def standing(scores: NDArray[np.float64], piece: int) -> float:
 
 class Opening:
     """What both prompts say before a question or a text, read once; every question forks it,
-    from any thread."""
+    from any thread. ``kv_dtype``: how keys and values are kept; None: as by default."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, kv_dtype: str | None = None) -> None:
         self.tokenizer = model.tokenizer
         before, _ = PromptForm.of(DOCUMENT_PROMPT).prefix(self.tokenizer)
         asked = self._asked_prefix("?")
         # Both prompts begin alike; their last tokens are read apart for the logits after them.
         most = min(len(before), len(asked)) - 1
         same = int(np.argmax(np.append(before[:most] != asked[:most], True)))
-        self._begun = model.session(MemoryConfig(mode="full"))
+        self._begun = model.session(MemoryConfig(mode="full"), kv_dtype=kv_dtype)
         if same:
             self._begun.feed(before[:same])
         self._plain = self._begun.fork()

@@ -268,6 +268,7 @@ def _answer_from(reading: Reading, words: str, question: Question, new_tokens: i
         words,
         question=question.text,
         memory=MemoryConfig(mode="full"),
+        kv_dtype=reading.settings.kv_dtype,
         prompt=_prompt(reading.settings, PASSAGES_PROMPT),
     )
     return document.ask(max_new_tokens=new_tokens)
