@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import quickllama as ql
 from quickllama.documents.answer import NOT_FOUND, merge, widen
+from quickllama.documents.passages import MOST_PASSAGES, Passage, retrieved_passages
 from quickllama.documents.retrieval import Grid, Ranking
 
 TEXT = 'One is here. Two, "said so." Three ends\nlate! Four is last'
@@ -100,3 +101,34 @@ def test_an_answer_is_plain_json() -> None:
     assert ranked == answer and repr(ranked) == repr(answer)
     assert str(answer) == "a" and answer.found
     assert not ql.Answer("q", NOT_FOUND, [], 0.5, 0.5, (), 0.1, []).found
+
+
+class Record:
+    """A record of a trace."""
+
+    def __init__(self, layer: int, blocks: list[int]) -> None:
+        self.layer = layer
+        self.block_ids = np.array(blocks, dtype=np.int32)
+
+
+def test_passages_are_the_blocks_chosen_most_often() -> None:
+    # 3 first tokens, blocks of 4; the text of 10 tokens (2 characters each) begins at token 5.
+    memory = ql.MemoryConfig(n_init=3, n_local=8, exc_block_size=8, block_size=4)
+    offsets = np.stack([np.arange(0, 20, 2), np.arange(2, 22, 2)], axis=1)
+    text = "abcdefghijklmnopqrst"
+    trace = [
+        Record(0, [0, 2]),
+        Record(1, [2, 3]),
+        Record(0, [0, 1]),
+        Record(1, [2, 3]),
+    ]
+    found = retrieved_passages(trace, text, offsets, 5, memory)
+    assert found == [
+        Passage(12, 20, "mnopqrst", 0.75, (0, 1)),  # block 2: tokens 11 to 14
+        Passage(0, 4, "abcd", 0.5, (0,)),  # block 0: tokens 3 to 6, of which 5 and 6 are text
+        Passage(4, 12, "efghijkl", 0.25, (0,)),  # block 3 is not text
+    ]
+    assert retrieved_passages([], text, offsets, 5, memory) == []
+    many = [Record(0, list(range(100)))]
+    offsets = np.stack([np.arange(500), np.arange(1, 501)], axis=1)
+    assert len(retrieved_passages(many, "x" * 500, offsets, 5, memory)) == MOST_PASSAGES

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from prompts import paper_prompt
 from tiny_folder import write_folder
@@ -22,7 +21,7 @@ import quickllama as ql
 from quickllama.cli import ask as command
 from quickllama.cli import main
 from quickllama.documents import asking
-from quickllama.documents.passages import MOST_PASSAGES, Passage, retrieved_passages
+from quickllama.documents.passages import MOST_PASSAGES
 from quickllama.prompt import (
     PASSAGES_PROMPT,
     QUESTION_LEAD,
@@ -384,6 +383,39 @@ def test_json_is_whole_on_any_terminal(text: Path, folder: Path) -> None:
     assert json.loads(out)["answers"][0]["question"] == QUESTION
 
 
+def test_streams_that_are_closed(
+    text: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdout", "stderr"):
+        for arguments in (["info", str(folder), "--json"], ["info", str(folder)]):
+            monkeypatch.setattr(sys, name, None)
+            assert main(arguments) == 0
+            monkeypatch.undo()
+        monkeypatch.setattr(sys, name, None)
+        assert ask(text, folder) == 0
+        monkeypatch.undo()
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["info", str(folder / "missing")]) == 1
+    monkeypatch.undo()
+    assert "missing" not in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", None)
+    assert ask("-", folder) == 1
+    assert "standard input is closed" in one_sentence(capsys)
+
+
+def test_questions_of_a_chat_have_to_come(
+    text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is read."""
+    for file in ("-", "/dev/stdin"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
+        assert main(["chat", file]) == 2
+        assert "brings the questions" in one_sentence(capsys)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["chat", str(text)]) == 2
+    assert "is closed" in one_sentence(capsys)
+
+
 def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(folder)]) == 0
     out = capsys.readouterr().out
@@ -446,37 +478,3 @@ def test_templates_that_lose_or_double_the_words(template: str, tmp_path: Path) 
 def test_a_question_is_a_string() -> None:
     with pytest.raises(ql.InvalidType, match="string"):
         checked_question(3)
-
-
-# Passages -----------------------------------------------------------------------------------------
-
-
-class Record:
-    """A record of a trace."""
-
-    def __init__(self, layer: int, blocks: list[int]) -> None:
-        self.layer = layer
-        self.block_ids = np.array(blocks, dtype=np.int32)
-
-
-def test_passages_are_the_blocks_chosen_most_often() -> None:
-    # 3 first tokens, blocks of 4; the text of 10 tokens (2 characters each) begins at token 5.
-    memory = ql.MemoryConfig(n_init=3, n_local=8, exc_block_size=8, block_size=4)
-    offsets = np.stack([np.arange(0, 20, 2), np.arange(2, 22, 2)], axis=1)
-    text = "abcdefghijklmnopqrst"
-    trace = [
-        Record(0, [0, 2]),
-        Record(1, [2, 3]),
-        Record(0, [0, 1]),
-        Record(1, [2, 3]),
-    ]
-    found = retrieved_passages(trace, text, offsets, 5, memory)
-    assert found == [
-        Passage(12, 20, "mnopqrst", 0.75, (0, 1)),  # block 2: tokens 11 to 14
-        Passage(0, 4, "abcd", 0.5, (0,)),  # block 0: tokens 3 to 6, of which 5 and 6 are text
-        Passage(4, 12, "efghijkl", 0.25, (0,)),  # block 3 is not text
-    ]
-    assert retrieved_passages([], text, offsets, 5, memory) == []
-    many = [Record(0, list(range(100)))]
-    offsets = np.stack([np.arange(500), np.arange(1, 501)], axis=1)
-    assert len(retrieved_passages(many, "x" * 500, offsets, 5, memory)) == MOST_PASSAGES

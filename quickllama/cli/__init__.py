@@ -52,8 +52,9 @@ class ShowVersion(argparse.Action):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = io.StringIO()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, io.StringIO())
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
@@ -107,6 +108,8 @@ def _run(chosen: argparse.Namespace) -> int:
     )
     read_already = is_document(chosen.file)
     try:
+        if chosen.command == "chat":
+            _check_questions_come(chosen.file)
         if read_already:
             _check_read_already(chosen)
         if chosen.skim:
@@ -164,6 +167,20 @@ def _read(chosen: argparse.Namespace) -> int:
         kv_dtype=chosen.kv_dtype,
         quiet=chosen.quiet,
     )
+
+
+def _check_questions_come(file: str) -> None:
+    """Before a text is read for minutes, and nobody can ask."""
+    if file in ("-", "/dev/stdin"):
+        raise InvalidValue(
+            "standard input brings the questions, so the text cannot come there, too: give a file, "
+            "or put the questions on the command line of quickllama ask"
+        )
+    if sys.stdin is None:
+        raise InvalidValue(
+            "standard input, which brings the questions, is closed: leave it open, or put the "
+            "questions on the command line of quickllama ask"
+        )
 
 
 def _check_read_already(chosen: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ def print_json(value: object) -> None:
     file's name that is not UTF-8, they are escaped, so that nothing gets lost."""
     words = json.dumps(value, ensure_ascii=False, indent=2)
     try:
-        words.encode(sys.stdout.encoding)
+        words.encode(sys.stdout.encoding or "utf-8")  # none: what takes any character
     except UnicodeEncodeError:
         words = json.dumps(value, indent=2)
     print(words)

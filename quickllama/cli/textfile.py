@@ -21,11 +21,13 @@ def read_text(path: str) -> str:
     another encoding, for binary data, and for a file without text.
     """
     name = "standard input" if path == "-" else repr(path)
+    if path == "-" and sys.stdin is None:
+        raise FileProblem(f"{name} is closed; give a text file")
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except IsADirectoryError:
         raise FileProblem(f"{name} is a folder; give a text file") from None
-    except (AttributeError, OSError, ValueError) as problem:
+    except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise FileProblem(f"{name} cannot be read: {reason}") from None
     for marks, encoding in ((_UTF32, "UTF-32"), (_UTF16, "UTF-16")):
