@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from quickllama import checks
 from quickllama.arrays import token_ids
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.errors import InvalidType, InvalidValue
+from quickllama.progress import Progress, showing
 from quickllama.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from quickllama.tokenizer import Tokenizer
 
 __all__ = ["Progress", "ReadingPlan", "Streamer", "generate", "iter_tokens", "options_from", "read"]
-
-Progress = Callable[[int, int], object]
-"""Called with the tokens read so far and those to read in all."""
 
 
 class Streamer(Protocol):
@@ -236,7 +234,7 @@ def generate(
     query_span: tuple[int, int] | None = None,
     kv_dtype: str | None = None,
     streamer: Streamer | None = None,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
 ) -> NDArray[np.int64]:
     """See :meth:`quickllama.Model.generate`."""
     ids, rank = token_ids(input_ids, model.config.vocab_size)
@@ -251,8 +249,6 @@ def generate(
                 "streamer must have put(ids) and end(), like transformers' TextStreamer; "
                 f"{type(streamer).__name__} has no {method}"
             )
-    if progress is not None and not callable(progress):
-        raise InvalidType(f"progress must be a function of two numbers, not {progress!r}")
     tokenizer = model.tokenizer if options.stop_strings else None
     plan = ReadingPlan.of(len(ids), memory, query_span)
     new: list[int] = []
@@ -261,9 +257,11 @@ def generate(
             streamer.put(ids[np.newaxis].copy())
         if options.max_new_tokens:
             session = model.session(memory, query_span=plan.opening_span, kv_dtype=kv_dtype)
+            with showing(progress, "reading") as show:
+                logits = read(session, ids, plan, show)
             tokens = iter_tokens(
                 session,
-                read(session, ids, plan, progress),
+                logits,
                 options,
                 prompt=ids,
                 eos_token_ids=options.ends(model.eos_token_ids),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -17,8 +17,9 @@ from quickllama.cpu import thread_count
 from quickllama.documents.head_store import Fingerprint, RetrievalHeads, SignCatcher, load_heads
 from quickllama.dtypes import held_dtype, kv_dtype_name
 from quickllama.errors import Error, InvalidType, InvalidValue, MissingKey
-from quickllama.generation import Progress, Streamer, generate, options_from
+from quickllama.generation import Streamer, generate, options_from
 from quickllama.hub import locate
+from quickllama.progress import Progress
 
 if TYPE_CHECKING:
     from quickllama.checkpoint import Checkpoint
@@ -212,7 +213,7 @@ class Model(_core.Model):
         query_span: tuple[int, int] | None = None,
         kv_dtype: str | None = None,
         streamer: Streamer | None = None,
-        progress: Progress | None = None,
+        progress: bool | Progress | None = None,
         **options: Unpack[GenerationOptions],
     ) -> NDArray[np.int64]:
         """The prompt with new tokens after it, as in transformers: int64 [T + new], or
@@ -224,7 +225,8 @@ class Model(_core.Model):
           and do not use it.
         * ``kv_dtype``: as in :meth:`session`.
         * ``streamer``: an object with ``put`` and ``end`` like transformers' TextStreamer.
-        * ``progress``: called with (tokens read, tokens to read) between chunks.
+        * ``progress``: True: a bar on standard error; or called with (tokens read, tokens to read)
+          between chunks.
         * ``options``: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``,
           ``min_p``, ``repetition_penalty``, ``seed``, ``eos_token_id``, ``stop_strings``: the
           fields of :class:`GenerationConfig`, where their defaults are.
@@ -391,7 +393,7 @@ class Model(_core.Model):
 
     def calibrate(
         self,
-        texts: Sequence[str] | None = None,
+        texts: Iterable[str] | None = None,
         *,
         progress: bool | Progress | None = None,
         seed: int = 0,

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from quickllama.errors import InvalidType
-from quickllama.generation import Progress
 
-__all__ = ["showing"]
+__all__ = ["Progress", "showing"]
+
+Progress = Callable[[int, int], object]
+"""Called with what is done so far and what there is to do in all."""
 
 
 @contextmanager

@@ -268,14 +268,17 @@ def test_calibrating_keeps_heads_for_the_next_time(model: ql.Model, tmp_path: Pa
     assert answer.confidence is not None
     skimmed = model.skim("Some words. " * 140)
     assert skimmed.ask("Which?", max_new_tokens=2).confidence is not None
-    own = model.calibrate(["Words of my own, again and again. " * 40], seed=1)
+    texts = ["Words of my own, again and again. " * 40]
+    own = model.calibrate(texts, seed=1)
     assert own != heads and "seed 1" in own.source
+    assert model.calibrate(iter(texts), seed=1) == own
 
 
 def test_what_cannot_be_calibrated_on(model: ql.Model) -> None:
-    with pytest.raises(ql.InvalidType, match="list of str"):
-        model.calibrate("one text")
-    for wrong in ([], ["short"]):
+    for wrong in ("one text", 5, [5], iter([None])):
+        with pytest.raises(ql.InvalidType, match="list of str"):
+            model.calibrate(wrong)
+    for wrong in ([], ["short"], iter(["short"]), iter(())):
         with pytest.raises(ql.InvalidValue, match="characters"):
             model.calibrate(wrong)
     with pytest.raises(ql.InvalidType, match="seed"):

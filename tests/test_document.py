@@ -155,6 +155,13 @@ def test_what_cannot_be_read(model: ql.Model) -> None:
     for wrong in (b"bytes", 3, None, ["text", 4]):
         with pytest.raises(ql.InvalidType):
             model.read(wrong, memory=MEMORY)
+    for wrong, remedy in (
+        (b"bytes", "bytes; decode bytes first$"),
+        (Path("book.txt"), r"PosixPath; .*path\.read_text\(encoding='utf-8'\)$"),
+        (None, "not NoneType$"),
+    ):
+        with pytest.raises(ql.InvalidType, match=remedy):
+            model.read(wrong, memory=MEMORY)
     with pytest.raises(ql.InvalidValue, match="surrogate"):
         model.read("half \ud800", memory=MEMORY)
     with pytest.raises(ql.InvalidValue, match="vocabulary"):

@@ -318,6 +318,15 @@ def test_a_streamer_hears_the_end_of_a_failure(model: ql.Model) -> None:
     assert listener.ends == 1
 
 
+def test_a_bar_shows_reading(model: ql.Model, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = random_ids(CONFIG, 40, 12)
+    silent = model.generate(ids, max_new_tokens=2, memory=SMALL, progress=False)
+    assert capsys.readouterr().err == ""
+    shown = model.generate(ids, max_new_tokens=2, memory=SMALL, progress=True)
+    np.testing.assert_array_equal(shown, silent)
+    assert "reading" in (err := capsys.readouterr().err) and "40.0/40.0" in err
+
+
 def test_nan_weights_are_an_error_that_names_the_position() -> None:
     weights = random_weights(CONFIG, 3)
     weights["model.norm.weight"][5] = np.nan
@@ -368,6 +377,7 @@ def test_prompts_that_cannot_be_read(
         ({"query_span": (1.5, 3)}, ql.InvalidType, "query_span"),
         ({"query_span": (1, 28), "memory": ASKING}, ql.InvalidValue, "27 tokens, more than"),
         ({"kv_dtype": "q4"}, ql.InvalidValue, "kv_dtype"),
+        ({"progress": "yes"}, ql.InvalidType, "progress"),
         ({"stop_strings": "x"}, ql.MissingKey, "tokenizer"),
     ],
 )

@@ -11,7 +11,7 @@ sentence and the question make each other likelier.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,8 +32,7 @@ from quickllama.documents.retrieval import (
     strongest_of,
 )
 from quickllama.errors import InvalidType, InvalidValue
-from quickllama.generation import Progress
-from quickllama.progress import showing
+from quickllama.progress import Progress, showing
 
 if TYPE_CHECKING:
     from quickllama.model import Model
@@ -75,7 +74,7 @@ class Trial:
 
 def calibrate(
     model: Model,
-    texts: Sequence[str] | None = None,
+    texts: Iterable[str] | None = None,
     *,
     progress: bool | Progress | None = None,
     seed: int = 0,
@@ -110,7 +109,7 @@ def _bonds(model: Model) -> Callable[[str, str], Bond]:
 
 def collect(
     model: Model,
-    texts: Sequence[str] | None = None,
+    texts: Iterable[str] | None = None,
     *,
     progress: bool | Progress | None = None,
     seed: int = 0,
@@ -160,14 +159,18 @@ def _sentences(snapshot: Snapshot) -> tuple[list[Span], list[list[int]]]:
     return list(numbers), parts
 
 
-def _checked(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InvalidType("texts is a list of str, each of about 4,000 tokens or more")
-    if not texts or min(len(text) for text in texts) < CHARACTERS // 4:
+def _checked(texts: Iterable[str]) -> list[str]:
+    wrong = InvalidType("texts is a list of str, each of about 4,000 tokens or more")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise wrong
+    given = list(texts)
+    if not all(isinstance(text, str) for text in given):
+        raise wrong
+    if not given or min(len(text) for text in given) < CHARACTERS // 4:
         raise InvalidValue(
             f"calibration needs at least one text, each of at least {CHARACTERS // 4} characters"
         )
-    return list(texts)
+    return given
 
 
 def mean_log_ranks(trials: Sequence[Trial]) -> NDArray[np.float64]:

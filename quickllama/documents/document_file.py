@@ -18,7 +18,7 @@ from quickllama.documents.source import Source, expected_tokens, unread
 from quickllama.documents.volume_file import VolumeFile, is_document
 from quickllama.dtypes import WEIGHT_DTYPES
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
-from quickllama.generation import Progress
+from quickllama.progress import Progress
 
 if TYPE_CHECKING:
     from quickllama.model import Model

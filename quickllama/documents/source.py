@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,14 @@ def parts_of(source: object) -> Iterator[str | object]:
         yield source
         return
     if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, Iterable):
+        remedy = ""
+        if isinstance(source, bytes | bytearray):
+            remedy = "; decode bytes first"
+        elif isinstance(source, os.PathLike):
+            remedy = "; give what the file holds: path.read_text(encoding='utf-8')"
         raise InvalidType(
             "a document is a str, an iterable of str, or token ids, not "
-            f"{type(source).__name__}; decode bytes first"
+            f"{type(source).__name__}{remedy}"
         )
     items = iter(source)
     for first in items:

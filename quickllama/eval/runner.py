@@ -24,8 +24,7 @@ from quickllama.eval.results import Store
 from quickllama.eval.settings import Options, Settings
 from quickllama.eval.summary import Results
 from quickllama.eval.tasks import Task, find_task
-from quickllama.generation import Progress
-from quickllama.progress import showing
+from quickllama.progress import Progress, showing
 
 if TYPE_CHECKING:
     from quickllama.model import Model
