@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +19,7 @@ from small_tokenizers import KINDS, pieces, small_tokenizer, texts
 
 import quickllama as ql
 from quickllama.documents.growing_text import GrowingText
+from quickllama.documents.state_record import StateRecord
 from quickllama.prompt import PASSAGES_PROMPT, POINTED_OUT, PromptForm, text_tokens
 
 MEMORY = ql.MemoryConfig(
@@ -56,12 +59,44 @@ def assert_same_bits(first: ql.Document, second: ql.Document) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def same_state(first: StateRecord, second: StateRecord) -> bool:
+    """Whether two texts and all their tokens are equal."""
+    equal = [np.array_equal(array, second.arrays[name]) for name, array in first.arrays.items()]
+    return first.table == second.table and all(equal)
+
+
 def asked_by_threads(
     document: ql.Document, questions: Sequence[str], **options: Any
 ) -> list[ql.Answer]:
     """The answers, each from a thread of its own."""
     with ThreadPoolExecutor(len(questions)) as pool:
         return list(pool.map(lambda question: document.ask(question, **options), questions))
+
+
+def ctrl_c_at(number: int, work: Callable[[], object], where: str) -> bool:
+    """Run ``work``, and raise KeyboardInterrupt before line ``number`` of those that it comes to in
+    functions whose "file:name" holds the expression ``where``. Whether there was such a line."""
+    left = number
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal left
+        if not re.search(where, f"{frame.f_code.co_filename}:{frame.f_code.co_name}"):
+            return None
+        left -= event == "line"
+        if left == 0:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        assert left == 0
+        return True
+    finally:
+        sys.settrace(before)
+    return False
 
 
 def whole_and_interrupted(read: Callable[..., ql.Document]) -> tuple[ql.Document, ql.Document]:
@@ -108,6 +143,35 @@ def test_most_tokens_are_certain_while_a_text_grows(kind: str) -> None:
     growing = GrowingText(small_tokenizer(kind))
     growing.add("The quick brown fox jumps over the lazy dog. " * 40)
     assert len(growing.tail()[0]) < 40 < len(growing)
+
+
+@pytest.mark.parametrize("kind", ["smollm", "llama"])
+def test_ctrl_c_while_a_text_grows_changes_nothing(kind: str) -> None:
+    """At every line: what has arrived counts whole or not at all, and the rest goes on."""
+    tokenizer = small_tokenizer(kind)
+    ids = text_tokens(tokenizer, "drei 😀 Wörter ")[0]
+    parts = ["Sylter Deich. " * 4, "", "Jagt 😀 wen? ", ids[:7], ids[7:], "Und mehr. " * 3]
+
+    def grow(growing: GrowingText, arriving: Sequence[Any]) -> None:
+        for part in arriving:
+            growing.add(part) if isinstance(part, str) else growing.add_ids(part)
+
+    stages = []
+    for count in range(len(parts) + 1):
+        grow(growing := GrowingText(tokenizer), parts[:count])
+        stages.append(growing.state())
+    number, stopped = 0, True
+    while stopped:
+        number += 1
+        growing = GrowingText(tokenizer)
+        work = partial(grow, growing, parts)
+        stopped = ctrl_c_at(number, work, r"/(growing_text|stream)\.py:")
+        state = growing.state()
+        known = [index for index, stage in enumerate(stages) if same_state(stage, state)]
+        assert known, number
+        grow(growing, parts[known[-1] :])
+        assert same_state(growing.state(), stages[-1]), number
+    assert number > 200
 
 
 def test_read_append_and_parts_give_the_same_bits(model: ql.Model) -> None:

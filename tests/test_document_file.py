@@ -5,12 +5,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_document import MEMORY, PAPER, QUESTION, asked_by_threads, assert_same_bits, same, state
+from test_document import (
+    MEMORY,
+    PAPER,
+    QUESTION,
+    asked_by_threads,
+    assert_same_bits,
+    ctrl_c_at,
+    same,
+    state,
+)
 from test_skim import EVERY_HEAD, assert_same_numbers
 from test_skim import MEMORY as SKIM_MEMORY
 
@@ -175,6 +185,25 @@ def test_an_interrupted_reading_goes_on(model: ql.Model, path: Path, options: An
     seen.clear()
     again = read(model, **options, store=path, progress=lambda done, _: seen.append(done))
     assert min(seen) > len(whole) - MEMORY.exc_block_size and len(again) == len(whole)
+
+
+@pytest.mark.parametrize(("where", "step"), [("keeping.py:take_full", 1), ("documents/", 43)])
+def test_ctrl_c_while_it_is_read(model: ql.Model, path: Path, where: str, step: int) -> None:
+    """The document in memory goes on, and so does the file."""
+    text = TEXT[:240]
+    whole = read(model, text)
+    number, stopped = 0, True
+    while stopped:
+        number += step
+        document = read(model, text[:150], store=path)
+        stopped = ctrl_c_at(number, partial(document.append, text[150:]), where)
+        if number % 2:
+            document.append(text[len(document.text) :])
+            assert_same_bits(document, whole)
+        del document
+        assert_same_bits(read(model, text, store=path), whole)
+        path.unlink()
+    assert number > 40 * step
 
 
 def test_a_longer_text_goes_on_too(model: ql.Model, path: Path) -> None:

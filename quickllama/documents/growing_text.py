@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,57 +19,87 @@ if TYPE_CHECKING:
 
 __all__ = ["GrowingText"]
 
+_MOST_PARTS = 1000  # before they are joined
+
+
+class _Counted(NamedTuple):
+    """What of a text counts. ``parts``: all of its characters; ``length``: how many they are;
+    ``tokens``: how many are certain; ``tail``: the end of the text, of which no token is certain;
+    ``dropped``: the space before it belongs to its first token; ``stream``: where ids come instead
+    of text, from the id ``stream_from`` on; nothing is pushed to it, but to copies.
+    """
+
+    parts: tuple[str, ...] = ()
+    length: int = 0
+    tokens: int = 0
+    tail: str = ""
+    dropped: bool = False
+    stream: TextStream | None = None
+    stream_from: int = 0
+
+    def then(self, text: str) -> _Counted:
+        """With ``text`` behind what is there."""
+        parts = (*self.parts, text) if text else self.parts
+        if len(parts) > _MOST_PARTS:
+            parts = ("".join(parts),)
+        return self._replace(parts=parts, length=self.length + len(text))
+
+    def without_ids(self) -> _Counted:
+        """Text follows the ids: what an incomplete character leaves is shown."""
+        if self.stream is None:
+            return self
+        return self.then(self.stream.copy().finish())._replace(stream=None)
+
 
 class GrowingText:
-    """Text and token ids at the same time; used by one thread at a time.
+    """Text and token ids at the same time. One thread at a time makes it grow; others may look at
+    it meanwhile.
 
     The tokens of the last characters depend on what follows them, so they are not certain until a
     safe place to cut comes (``quickllama/tokenizer/cuts.py``). Nothing in a text is a special
     token.
+
+    An exception may come between any two statements (Ctrl-C). So what counts is one value, which is
+    set last; what an interrupted call has left in the arrays lies behind it, and goes with the next
+    call.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._parts: list[str] = []  # all of the text
-        self._length = 0
-        self._tail = ""  # the end of the text, of which no token is certain
-        self._dropped = False  # the space before the tail belongs to the tail's first token
-        self._stream: TextStream | None = None  # where ids come instead of text, from this id on:
-        self._stream_from = 0
+        self._counted = _Counted()
         self._ids = array("i")
         self._starts = array("q")
         self._ends = array("q")
 
     def __len__(self) -> int:
         """The number of tokens that are certain."""
-        return len(self._ids)
+        return self._counted.tokens
 
     @property
     def is_ids(self) -> bool:
         """Whether all of it came as token ids."""
-        return self._stream is not None and not self._stream_from
+        return self._counted.stream is not None and not self._counted.stream_from
 
     @property
     def text(self) -> str:
         """All of the text, the part without certain tokens included."""
-        if len(self._parts) > 1:
-            self._parts = ["".join(self._parts)]
-        return self._parts[0] if self._parts else ""
+        return "".join(self._counted.parts)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the text (at most four a character), the ids and their places."""
-        return sum(part.__sizeof__() for part in self._parts) + 20 * len(self._ids)
+        counted = self._counted
+        return sum(part.__sizeof__() for part in counted.parts) + 20 * counted.tokens
 
     def ids(self, start: int = 0) -> NDArray[np.int64]:
         """The certain tokens from ``start`` on: int64 [n]."""
-        return np.array(self._ids[start:], dtype=np.int64)
+        return np.array(self._ids[start : self._counted.tokens], dtype=np.int64)
 
     def offsets(self) -> NDArray[np.int64]:
         """The characters [start, end) of each certain token: int64 [n, 2]."""
-        return np.stack(
-            [np.array(self._starts, dtype=np.int64), np.array(self._ends, dtype=np.int64)], axis=1
-        )
+        n = self._counted.tokens
+        both = [np.array(places[:n], dtype=np.int64) for places in (self._starts, self._ends)]
+        return np.stack(both, axis=1)
 
     def add(self, text: str) -> None:
         """Put ``text`` behind what is there. Raises InvalidValue for half characters."""
@@ -82,45 +113,55 @@ class GrowingText:
             ) from None
         if not text:
             return
-        self._end_ids()
-        tail = self._tail + text
+        counted = self._counted.without_ids()
+        tail = counted.tail + text
         cut = self._tokenizer.last_cut(tail)
-        certain = None if cut is None else self._encode(tail[: cut[0]])
-        # From here on nothing can fail.
-        self._parts.append(text)
-        self._length += len(text)
-        self._tail = tail
-        if cut is not None and certain is not None:
-            self._keep(*certain)
-            self._tail = tail[cut[1] :]
-            self._dropped = cut[1] > cut[0]
+        if cut is None:
+            self._counted = counted.then(text)._replace(tail=tail)
+            return
+        ids, spans = self._encode(counted, tail[: cut[0]])
+        grown = counted.then(text)._replace(tail=tail[cut[1] :], dropped=cut[1] > cut[0])
+        self._grow(grown, ids.tolist(), spans[:, 0].tolist(), spans[:, 1].tolist())
 
     def add_ids(self, ids: NDArray[np.int64]) -> None:
         """Put tokens behind what is there; their text is what they decode to."""
-        if self._stream is None:
-            self._keep(*self.tail())
-            self._tail, self._dropped = "", False
-            self._stream = TextStream(self._tokenizer)
-            self._stream_from = len(self._ids)
+        counted = self._counted
+        new, starts, ends = array("i"), array("q"), array("q")
+        if counted.stream is None:
+            tail, spans = self._encode(counted, counted.tail)
+            new.extend(tail.tolist())
+            starts.extend(spans[:, 0].tolist())
+            ends.extend(spans[:, 1].tolist())
+            counted = counted._replace(
+                tail="", dropped=False, stream_from=counted.tokens + len(tail)
+            )
+        stream = TextStream(self._tokenizer) if counted.stream is None else counted.stream.copy()
+        pieces, length = [], counted.length
         for token in ids.tolist():
-            piece = self._stream.push([token])
-            self._ids.append(token)
-            self._starts.append(self._length)
-            self._put(piece)
-            self._ends.append(self._length)
+            starts.append(length)
+            pieces.append(stream.push([token]))
+            length += len(pieces[-1])
+            ends.append(length)
+        new.extend(ids.tolist())
+        self._grow(counted.then("".join(pieces))._replace(stream=stream), new, starts, ends)
 
     def tail(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What the tokens of the uncertain end are if the text ends here: ids int64 [n], their
         characters int64 [n, 2]."""
-        return self._encode(self._tail)
+        counted = self._counted
+        return self._encode(counted, counted.tail)
 
     def state(self) -> StateRecord:
         """All that it holds, for :meth:`restored`."""
-        stream_from = None if self._stream is None else self._stream_from
-        table = {"tail": len(self._tail), "dropped": self._dropped, "stream_from": stream_from}
+        counted = self._counted
+        table = {
+            "tail": len(counted.tail),
+            "dropped": counted.dropped,
+            "stream_from": None if counted.stream is None else counted.stream_from,
+        }
         text = np.frombuffer(self.text.encode("utf-8"), np.uint8)
         numbers = {"ids": self._ids, "starts": self._starts, "ends": self._ends}
-        arrays = {name: np.array(values) for name, values in numbers.items()}
+        arrays = {name: np.asarray(values[: counted.tokens]) for name, values in numbers.items()}
         return StateRecord(table, {"text": text, **arrays})
 
     def copy(self) -> GrowingText:
@@ -133,49 +174,45 @@ class GrowingText:
         no text has."""
         growing = cls(tokenizer)
         text = state.array("text", np.uint8).tobytes().decode("utf-8")
-        growing._parts = [text]
-        growing._length = len(text)
         for name, kind in (("ids", np.int32), ("starts", np.int64), ("ends", np.int64)):
             getattr(growing, f"_{name}").frombytes(state.array(name, kind).tobytes())
-        ends = growing.offsets()
-        if len(ends) and (ends.min() < 0 or ends.max() > len(text)):
+        counted = _Counted((text,), len(text), len(growing._ids))
+        ends = np.stack([growing._starts, growing._ends])
+        if len(growing._ids) != ends.shape[1]:
+            raise ValueError("tokens without a place")
+        if ends.size and (ends.min() < 0 or ends.max() > len(text)):
             raise ValueError("tokens outside of the text")
         tail, stream_from = state.table["tail"], state.table["stream_from"]
         if not 0 <= tail <= len(text) or not isinstance(state.table["dropped"], bool):
             raise ValueError("a tail longer than the text")
-        growing._tail = text[len(text) - tail :]
-        growing._dropped = state.table["dropped"]
+        counted = counted._replace(tail=text[len(text) - tail :], dropped=state.table["dropped"])
         if stream_from is not None:  # what the last ids' bytes are depends on those before
-            growing._stream_from = int(stream_from)
-            growing._stream = TextStream(tokenizer)
-            growing._stream.push(growing.ids(growing._stream_from))
+            stream = TextStream(tokenizer)
+            stream.push(np.array(growing._ids[int(stream_from) :], dtype=np.int64))
+            counted = counted._replace(stream=stream, stream_from=int(stream_from))
+        growing._counted = counted
         return growing
 
-    def _encode(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The tokens of the tail's beginning ``text``, and their characters in the whole text."""
+    def _encode(self, counted: _Counted, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens of the tail's beginning ``text``, which may be longer than ``counted`` has it,
+        and their characters in the whole text."""
         ids, spans = self._tokenizer.encode_with_offsets(
             text, add_special_tokens=False, parse_special=False
         )
-        start = self._length - len(self._tail)
+        start = counted.length - len(counted.tail)
         spans = spans.reshape(-1, 2) + start
-        if self._dropped and len(ids):
+        if counted.dropped and len(ids):
             spans[0, 0] = start - 1
             if self._tokenizer.id_to_token(int(ids[0])) == SPACE:
                 spans[0, 1] = start
         return ids.astype(np.int64), spans
 
-    def _keep(self, ids: NDArray[np.int64], spans: NDArray[np.int64]) -> None:
-        self._ids.extend(ids.tolist())
-        self._starts.extend(spans[:, 0].tolist())
-        self._ends.extend(spans[:, 1].tolist())
-
-    def _put(self, text: str) -> None:
-        if text:
-            self._parts.append(text)
-            self._length += len(text)
-
-    def _end_ids(self) -> None:
-        """Text follows the ids: what an incomplete character leaves is shown."""
-        if self._stream is not None:
-            self._put(self._stream.finish())
-            self._stream = None
+    def _grow(
+        self, counted: _Counted, ids: Iterable[int], starts: Iterable[int], ends: Iterable[int]
+    ) -> None:
+        """Put tokens behind those that count; from now on they count, with what ``counted`` says of
+        the rest."""
+        for numbers, new in ((self._ids, ids), (self._starts, starts), (self._ends, ends)):
+            del numbers[counted.tokens :]
+            numbers.extend(new)
+        self._counted = counted._replace(tokens=len(self._ids))

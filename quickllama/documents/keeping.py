@@ -131,10 +131,9 @@ class Keeper:
         for part in PARTS:
             extents = self._slabs[part]
             for index in range(len(extents), session.slabs(part)[-1]):
-                extent = self.file.append(session.copy_slab(part, index).data)
-                if self._room is not None:
-                    session.map_slab(part, index, self._room.volume, extent.offset)
-                extents.append(extent)
+                extents.append(self.file.append(session.copy_slab(part, index).data))
+                if self._room is not None:  # if Ctrl-C comes before, it stays in memory as well
+                    session.map_slab(part, index, self._room.volume, extents[-1].offset)
 
     def commit(self, reading: Reading) -> None:
         """Make what was read so far the document that the file holds. Raises FileProblem."""

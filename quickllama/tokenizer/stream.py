@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -84,6 +85,13 @@ class TextStream:
         self._waiting: list[int] = []
         self._shown = 0  # characters of the waiting text that are out already
         self._finished = False
+
+    def copy(self) -> TextStream:
+        """Another one, which goes on from here by itself."""
+        other = copy.copy(self)
+        other._utf8 = copy.copy(self._utf8)
+        other._waiting = self._waiting.copy()
+        return other
 
     def push(self, ids: int | Iterable[int]) -> str:
         """Take one token id or several; return the text that is certain now. Raises InvalidType or
