@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompts import paper_prompt
 from small_tokenizers import KINDS, pieces, small_tokenizer, texts
+from test_session import alarm, interrupt
 
 import quickllama as ql
+from quickllama.documents.document import Document
 from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.state_record import StateRecord
 from quickllama.prompt import PASSAGES_PROMPT, POINTED_OUT, PromptForm, text_tokens
@@ -63,6 +67,14 @@ def same_state(first: StateRecord, second: StateRecord) -> bool:
     """Whether two texts and all their tokens are equal."""
     equal = [np.array_equal(array, second.arrays[name]) for name, array in first.arrays.items()]
     return first.table == second.table and all(equal)
+
+
+def assert_same_looked_up(first: ql.Document, second: ql.Document) -> None:
+    """The same question vectors, and the same logits of what is looked up by them."""
+    forks = [document.snapshot().fork() for document in (first, second)]
+    np.testing.assert_array_equal(*(fork.feed(range(3, 60)) for fork in forks))
+    for layer in range(2):
+        np.testing.assert_array_equal(*(fork.question_vector(layer) for fork in forks))
 
 
 def asked_by_threads(
@@ -312,6 +324,31 @@ def test_the_papers_way_is_what_generate_does(model: ql.Model) -> None:
     looked_up = plain.ask(QUESTION, retrieval="paper", max_new_tokens=12)
     other = plain.ask("Ganz anders?", retrieval="paper", max_new_tokens=12)
     assert looked_up.evidence and looked_up.tokens != other.tokens
+
+
+def test_ctrl_c_around_the_question_that_a_text_is_read_for(model: ql.Model) -> None:
+    whole = model.read(TEXT, question=QUESTION, memory=PAPER)
+    number, stopped = 0, True
+    while stopped:
+        number += 1
+        document = Document(model, PAPER, whole._form, None, QUESTION)
+        work = partial(document.append, TEXT[:300])
+        stopped = ctrl_c_at(number, work, "document.py:(_feed_full_chunks|_unheard)")
+        document.append(TEXT[len(document.text) :])
+        assert_same_looked_up(document, whole)
+    assert number > 50
+
+
+def test_ctrl_c_within_a_long_question(model: ql.Model) -> None:
+    memory = dataclasses.replace(PAPER, n_local=6000)
+    question = ("Wer jagt wen, und warum? " * 200).strip()
+    whole = model.read(TEXT, question=question, memory=memory)
+    document = Document(model, memory, whole._form, None, question)
+    with alarm(60, interrupt), pytest.raises(KeyboardInterrupt):
+        document.append(TEXT, lambda *_: signal.setitimer(signal.ITIMER_REAL, 0.06))
+    assert whole._span is not None and 0 < len(document._session) < whole._span[1]
+    document.append(TEXT[len(document.text) :])
+    assert_same_looked_up(document, whole)
 
 
 def test_a_question_longer_than_the_window_is_refused(model: ql.Model) -> None:

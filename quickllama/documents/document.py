@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.arrays import token_ids
 from quickllama.config import GenerationOptions, MemoryConfig
-from quickllama.documents.answer import Answer
+from quickllama.documents.answer import Answer, Span
 from quickllama.documents.asking import Asking, Snapshot, answer_question
 from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.keeping import Keeper, Reading
@@ -75,7 +75,7 @@ class Document:
         self._lock = threading.Lock()
         self._text = GrowingText(model.tokenizer)
         self._prefix, span = form.prefix(model.tokenizer, question)
-        self._span = span if memory.mode == "qllm" else None  # as long as it was not read
+        self._span = span if memory.mode == "qllm" else None  # the question, in the prefix
         if self._span is not None:
             check_span(self._span, len(self._prefix), memory)
         self._skim = skim
@@ -225,17 +225,15 @@ class Document:
             form=self._form,
             title=self.title,
             question=self.question,
-            span=self._span,
             skim=self._skim,
             complete=self._complete,
         )
 
-    def goes_on(self, text: GrowingText, span: tuple[int, int] | None) -> None:
-        """Its session stands where another one stood; so do its text and its question. Nothing is
-        missing, or the rest will be appended."""
+    def goes_on(self, text: GrowingText) -> None:
+        """Its session stands where another one stood; so does its text. Nothing is missing, or the
+        rest will be appended."""
         self._text = text
         self._complete = True
-        self._span = None if span is None else (span[0], span[1])
 
     def keep(self, keeper: Keeper) -> None:
         """From now on, what is read goes to a file."""
@@ -316,7 +314,7 @@ class Document:
                     text_start=len(self._prefix),
                     memory=self.memory,
                     form=self._form,
-                    span=self._span,
+                    span=self._unheard(),
                     skim=self._skim,
                 )
             return self._snapshot
@@ -342,26 +340,26 @@ class Document:
                 self._text.add(part[start : start + _SLAB])
             yield
 
+    def _unheard(self) -> Span | None:
+        """The question, unless the session knows where it is: from its first chunk on."""
+        return None if len(self._session) else self._span
+
     def _feed_full_chunks(self, show: Progress | None) -> None:
         step = self.memory.exc_block_size
+        # The question is read in one call, or to its end if that call was interrupted.
+        asked = 0 if self._span is None else -(-self._span[1] // step) * step
         pending = self._pending()
-        total = len(self._session) + len(pending)
+        done = begin = len(self._session)
+        total = begin + len(pending)
         if show is not None:
-            show(len(self._session), total)
-        start = 0
-        while start + step <= len(pending):
-            end = start + step
-            if self._span is not None:  # the question is read in one call
-                end = -(-self._span[1] // step) * step
-                if end > len(pending):
-                    return
-            self._session.read(pending[start:end], query_span=self._span)
-            self._span = None
-            start = end
+            show(done, total)
+        while (end := max(done + step, asked)) <= total:
+            self._session.read(pending[done - begin : end - begin], query_span=self._unheard())
+            done = end
             if self._keeper is not None:
                 self._keeper.after_chunk(self.reading())
             if show is not None:
-                show(len(self._session), total)
+                show(done, total)
 
 
 def read_document(

@@ -116,7 +116,7 @@ def _restore(
     room = Room(_core.Volume(file.fileno(), budget), budget)
     saved.restore(reading.session, reading.prefix, room.volume)
     text = saved.text(document.model)
-    document.goes_on(text, saved.span)
+    document.goes_on(text)
     room.fit(reading.session, text)
     if keeps:
         keeper = Keeper(file, room)

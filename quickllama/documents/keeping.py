@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 import quickllama
 from quickllama import _core
-from quickllama.checks import token_span
 from quickllama.config import MemoryConfig
 from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.head_store import SkimHeads, skim_heads_of
@@ -63,8 +62,7 @@ _SHARE = 20.0  # and so many times what the last commit took
 class Reading:
     """What a document consists of: how it is read, and how far it is.
 
-    ``span``: the question's tokens, as long as they were not read; ``complete``: nothing that was
-    to be read is missing.
+    ``complete``: nothing that was to be read is missing.
     """
 
     model: Model
@@ -75,7 +73,6 @@ class Reading:
     form: PromptForm
     title: str | None
     question: str | None
-    span: tuple[int, int] | None
     skim: SkimHeads | None
     complete: bool
 
@@ -183,7 +180,6 @@ class Keeper:
             "title": reading.title,
             **settings_of(reading),
             "skim": None if reading.skim is None else dataclasses.asdict(reading.skim),
-            "span": reading.span,
             "complete": reading.complete,
             "text": text.table,
             "counters": dict(zip(COUNTERS, counters, strict=True)),
@@ -255,13 +251,6 @@ class Saved:
         """How what has left the window is remembered."""
         with self._sense() as table:
             return MemoryConfig(**table["memory"])
-
-    @property
-    def span(self) -> tuple[int, int] | None:
-        """The question's tokens, as long as they were not read."""
-        with self._sense() as table:
-            span = table["span"]
-            return None if span is None else token_span("span", span)
 
     @property
     def identity(self) -> ModelIdentity:
