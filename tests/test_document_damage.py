@@ -388,6 +388,30 @@ def test_a_write_that_fails_can_be_repeated(
         assert_same_bits(model.load_document(path), whole)
 
 
+def test_a_slot_that_may_stand_on_the_disk_leads_to_a_whole_state(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit ends between its slot and the word that it is on the disk; the process, while the
+    next one is written."""
+    file = VolumeFile.create(path)
+    for number in range(3):
+        file.commit([bytes([number]) * 100])
+    file.publish(replace=False)
+    write, sync = os.pwrite, os.fsync
+    syncs = iter((sync, lambda _: os.close(-1)))
+    monkeypatch.setattr(os, "fsync", lambda fd: next(syncs)(fd))
+    with pytest.raises(ql.FileProblem, match="cannot be written"):
+        file.commit([bytes([3]) * 100])
+    monkeypatch.setattr(
+        os, "pwrite", lambda fd, data, at: write(fd, data[:50], at) and os.close(-1)
+    )
+    with pytest.raises(ql.FileProblem, match="cannot be written"):
+        file.commit([bytes([4]) * 100])
+    monkeypatch.undo()
+    del file
+    assert VolumeFile.open(path, write=True).state() == bytes([3]) * 100
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
 def test_no_permission(model: ql.Model, saved: Path) -> None:
     document = read(model, "Kurz.")

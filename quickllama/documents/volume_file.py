@@ -313,6 +313,9 @@ class VolumeFile:
             self._refused(problem, "written")
         sequence = 1 if newest is None else newest.sequence + 1
         slot = Slot(sequence, place[0], size, place[1], self._end, crc)
+        # If this does not end well, nobody knows where the slot leads, and no place of a state that
+        # it may lead to is written to again.
+        self._slots[index] = None
         self._write(_SLOT_PLACES[index], slot.packed())
         try:
             os.fsync(self._fd)
