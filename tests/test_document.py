@@ -238,8 +238,11 @@ def test_what_cannot_be_read(model: ql.Model) -> None:
     ):
         with pytest.raises(ql.InvalidType, match=remedy):
             model.read(wrong, memory=MEMORY)
-    with pytest.raises(ql.InvalidValue, match="surrogate"):
-        model.read("half \ud800", memory=MEMORY)
+    document = model.read("Kurz. ", memory=MEMORY)
+    for half in ("word " * 14_000 + "\ud800 x", (part for part in ["word " * 14_000, "\ud800 x"])):
+        with pytest.raises(ql.InvalidValue, match=r"surrogate .*D800.* at character 70,000"):
+            document.append(half)
+        assert len(document.text) == (6 if isinstance(half, str) else 70_006)
     with pytest.raises(ql.InvalidValue, match="vocabulary"):
         model.read([1, 9999], memory=MEMORY)
     with pytest.raises(ql.InvalidType, match="progress"):

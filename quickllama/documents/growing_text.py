@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama.documents.state_record import StateRecord
-from quickllama.errors import InvalidValue
 from quickllama.tokenizer.cuts import SPACE
 from quickllama.tokenizer.stream import TextStream
 
@@ -102,15 +101,7 @@ class GrowingText:
         return np.stack(both, axis=1)
 
     def add(self, text: str) -> None:
-        """Put ``text`` behind what is there. Raises InvalidValue for half characters."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as problem:
-            raise InvalidValue(
-                f"the text has half of a surrogate pair (U+{ord(text[problem.start]):04X}) at "
-                f"character {problem.start}, which is no character of Unicode; read the file with "
-                "errors='replace' or the right encoding"
-            ) from None
+        """Put ``text``, whole characters, behind what is there."""
         if not text:
             return
         counted = self._counted.without_ids()

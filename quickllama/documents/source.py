@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quickllama.arrays import token_ids
 from quickllama.errors import InvalidType, InvalidValue
+from quickllama.tokenizer import checked_text
 
 if TYPE_CHECKING:
     from quickllama.documents.growing_text import GrowingText
@@ -26,9 +27,13 @@ _SAMPLE = 1 << 16  # characters by which the tokens of a text are estimated
 
 
 def parts_of(source: object) -> Iterator[str | object]:
-    """Texts one after the other, or all token ids at once. Raises InvalidType."""
-    if isinstance(source, str | np.ndarray):
+    """Texts one after the other, or all token ids at once. Raises InvalidType, and InvalidValue for
+    a part with half of a character, whose place counts from the beginning of the first part."""
+    if isinstance(source, np.ndarray):
         yield source
+        return
+    if isinstance(source, str):
+        yield checked_text(source)
         return
     if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, Iterable):
         remedy = ""
@@ -45,11 +50,12 @@ def parts_of(source: object) -> Iterator[str | object]:
         if not isinstance(first, str):
             yield list(chain([first], items))
             return
-        yield first
-        for item in items:
+        place = 0
+        for item in chain([first], items):
             if not isinstance(item, str):
                 raise InvalidType(f"a part of a text is a str, not {type(item).__name__}")
-            yield item
+            yield checked_text(item, place)
+            place += len(item)
 
 
 def unread(source: object, known: GrowingText, name: str, vocab_size: int) -> Iterator[str | Any]:

@@ -21,7 +21,7 @@ from quickllama.tokenizer.folder import folder_source
 from quickllama.tokenizer.gguf import gguf_source
 from quickllama.tokenizer.stream import MAX_ID, TextStream, check_ids
 
-__all__ = ["TextStream", "Tokenizer"]
+__all__ = ["TextStream", "Tokenizer", "checked_text"]
 
 # Long enough to cost nothing, short enough that one piece takes some megabytes.
 PIECE_CHARACTERS = 1 << 16
@@ -31,7 +31,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
-def _check_text(text: object) -> str:
+def checked_text(text: object, before: int = 0) -> str:
+    """A text to encode. Raises InvalidType, or InvalidValue for half of a character, whose place
+    counts the characters ``before`` the text."""
     if not isinstance(text, str):
         raise InvalidType(
             f"a text to encode should be a str, but is {type(text).__name__}; "
@@ -41,7 +43,7 @@ def _check_text(text: object) -> str:
     if found is not None:
         raise InvalidValue(
             f"the text has half of a surrogate pair (U+{ord(found.group()):04X}) at character "
-            f"{found.start()}, which is "
+            f"{before + found.start():,}, which is "
             "no character of Unicode; read the file with errors='replace' or the right encoding"
         )
     return text
@@ -105,7 +107,7 @@ class Tokenizer:
 
         Raises InvalidType if ``text`` is no str, InvalidValue if it has lone surrogates.
         """
-        text = _check_text(text)
+        text = checked_text(text)
         backend = self._backend()
         ids: list[int] = []
         for piece, encoding in self._encode_pieces(backend, text, parse_special):
@@ -123,7 +125,7 @@ class Tokenizer:
         character; special tokens that were added have an empty span at the start or the end.
         Options and errors as in :meth:`encode`.
         """
-        text = _check_text(text)
+        text = checked_text(text)
         backend = self._backend()
         before = backend.prefix if add_special_tokens else ()
         after = backend.suffix if add_special_tokens else ()
@@ -211,7 +213,7 @@ class Tokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it (special tokens as they are), or None."""
-        index: int | None = self._backend().encoder.token_to_id(_check_text(token))
+        index: int | None = self._backend().encoder.token_to_id(checked_text(token))
         return index
 
     # -- chat --------------------------------------------------------------------------------------
