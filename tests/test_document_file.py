@@ -260,6 +260,26 @@ def test_saving_a_kept_document(model: ql.Model, path: Path) -> None:
     assert_same_bits(model.load_document(path), model.load_document(path.with_name("copy")))
 
 
+def test_what_cannot_be_appended_leaves_a_document_whole(model: ql.Model, path: Path) -> None:
+    copy = path.with_name("copy")
+    kept = read(model, store=path)
+    for wrong in (None, [1, 9999], "half \ud800", [b"bytes"]):
+        with pytest.raises(ql.Error):
+            kept.append(wrong)
+        kept.save(copy)
+        kept.save(path)
+    with pytest.raises(KeyboardInterrupt):
+        kept.append(TEXT, progress=stop_after(1))
+    for where in (copy, path):
+        with pytest.raises(ql.InvalidValue, match="interrupted"):
+            kept.save(where)
+    assert_same_bits(model.load_document(copy), read(model))
+    kept.append("")
+    kept.save(path)
+    del kept
+    assert_same_bits(model.load_document(path), read(model, TEXT + TEXT))
+
+
 def test_commits_come_now_and_then_and_do_not_grow_the_file(
     model: ql.Model, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

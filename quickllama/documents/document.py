@@ -129,7 +129,6 @@ class Document:
             showing(progress, "reading", held=lambda: self.nbytes) as show,
         ):
             self._snapshot = None
-            self._complete = False
             for _ in self._arrivals(more):
                 self._feed_full_chunks(show)
             self._feed_full_chunks(show)
@@ -206,6 +205,11 @@ class Document:
 
         where = checked_path(path)
         with self._lock:
+            if not self._complete:
+                raise InvalidValue(
+                    "reading this document was interrupted; append('') reads the rest, then it can "
+                    "be saved"
+                )
             if self._keeper is not None and self._keeper.holds(where):
                 self._keeper.finish(self.reading())
                 return
@@ -229,11 +233,11 @@ class Document:
             complete=self._complete,
         )
 
-    def goes_on(self, text: GrowingText) -> None:
-        """Its session stands where another one stood; so does its text. Nothing is missing, or the
-        rest will be appended."""
+    def goes_on(self, text: GrowingText, complete: bool) -> None:
+        """Its session stands where another one stood; so does its text, of which nothing is
+        missing if it is ``complete``."""
         self._text = text
-        self._complete = True
+        self._complete = complete
 
     def keep(self, keeper: Keeper) -> None:
         """From now on, what is read goes to a file."""
@@ -333,10 +337,12 @@ class Document:
         for part in parts_of(source):
             if not isinstance(part, str):
                 ids, _ = token_ids(part, self.model.vocab_size, "the token ids to read")
+                self._complete = False
                 self._text.add_ids(ids)
                 yield
                 continue
             for start in range(0, len(part), _SLAB):
+                self._complete = False
                 self._text.add(part[start : start + _SLAB])
             yield
 

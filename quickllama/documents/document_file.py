@@ -116,7 +116,7 @@ def _restore(
     room = Room(_core.Volume(file.fileno(), budget), budget)
     saved.restore(reading.session, reading.prefix, room.volume)
     text = saved.text(document.model)
-    document.goes_on(text)
+    document.goes_on(text, bool(saved["complete"]))
     room.fit(reading.session, text)
     if keeps:
         keeper = Keeper(file, room)
@@ -151,10 +151,6 @@ def _check_disk(reading: Reading, tokens: int | None, path: Path) -> None:
 
 def save_document(reading: Reading, path: Path) -> None:
     """Write a document to a file of its own, whole or not at all."""
-    if not reading.complete:
-        raise InvalidValue(
-            "reading this document was interrupted; append('') reads the rest, then it can be saved"
-        )
     if os.path.lexists(path):
         if not is_document(path):
             raise FileProblem(f"{path} exists and is no document; choose another name")
