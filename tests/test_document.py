@@ -6,7 +6,9 @@ import dataclasses
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -255,6 +257,62 @@ def test_what_cannot_be_read(model: ql.Model) -> None:
 
 def test_progress_and_an_interruption(model: ql.Model) -> None:
     assert_same_bits(*whole_and_interrupted(partial(model.read, memory=MEMORY)))
+
+
+def test_what_append_calls_can_look_but_not_ask(model: ql.Model, tmp_path: Path) -> None:
+    document = model.read(TEXT[:300], memory=MEMORY)
+    seen: list[tuple[str, int]] = []
+
+    def look(*_: object) -> None:
+        seen.append((document.text, len(document)))
+        assert f"{seen[-1][1]} tokens" in repr(document) and "tokens" in document._repr_html_()
+        uses = (lambda: document.ask(QUESTION), lambda: document.save(tmp_path / "x"))
+        for use in (*uses, lambda: document.append("x"), document.snapshot):
+            with pytest.raises(ql.Busy, match="once it is done"):
+                use()
+
+    def parts() -> Iterator[str]:
+        look()
+        yield TEXT[300:700]
+        look()
+        yield TEXT[700:]
+
+    # Apart, so that a thread that waits for itself is no end of the tests.
+    reader = threading.Thread(target=document.append, args=(parts(), look), daemon=True)
+    reader.start()
+    reader.join(60)
+    assert not reader.is_alive()
+    assert seen[0][0] == TEXT[:300] and seen[-1] == (TEXT, len(document))
+    assert_same_bits(document, model.read(TEXT, memory=MEMORY))
+
+
+def test_others_look_while_it_grows(model: ql.Model) -> None:
+    document = model.read(TEXT[:300], memory=MEMORY)
+    seen: list[tuple[int, int, str]] = []
+    done, until = threading.Event(), time.monotonic() + 60
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append((document.nbytes, len(document), document.text))
+
+    def wait(*_: object) -> None:
+        before = len(seen)
+        while len(seen) == before and not watching.done() and time.monotonic() < until:
+            time.sleep(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(look)
+        try:
+            parts = [TEXT[start : start + 50] for start in range(300, len(TEXT), 50)]
+            document.append(parts * 4, progress=wait)
+        finally:
+            done.set()
+        watching.result()
+    assert len({size for size, _, _ in seen}) > 10
+    assert seen == sorted(seen, key=lambda one: one[0])
+    lengths = [length for _, length, _ in seen]
+    assert lengths == sorted(lengths) and lengths[-1] <= len(document)
+    assert all(document.text.startswith(text) for _, _, text in seen)
 
 
 # Questions ----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.keeping import Keeper, Reading
 from quickllama.documents.relevance import relevance_of
 from quickllama.documents.source import Source, parts_of
-from quickllama.errors import FileProblem, InvalidType, InvalidValue, MissingPackage
+from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, checked_question
@@ -47,7 +47,8 @@ class Document:
     """A text in a model's memory. Made by :meth:`quickllama.Model.read` or
     :meth:`quickllama.Model.skim`.
 
-    Any number of threads may ask at the same time; :meth:`append` lets them wait. The timeline
+    Any number of threads may ask at the same time; :meth:`append` lets them wait. What the document
+    holds (``text``, ``len``, ``nbytes``, ``repr``) can be looked at meanwhile. The timeline
     holds whole execution chunks only: what comes after the last one is kept as token ids (and the
     last characters, whose tokens are not certain yet, as text) and is read by a fork when someone
     asks. So the same text gives the same bits however it arrived.
@@ -72,7 +73,8 @@ class Document:
         self.title = title
         self.question = question
         self._form = form
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._growing = False
         self._text = GrowingText(model.tokenizer)
         self._prefix, span = form.prefix(model.tokenizer, question)
         self._span = span if memory.mode == "qllm" else None  # the question, in the prefix
@@ -81,6 +83,7 @@ class Document:
         self._skim = skim
         heads = None if skim is None else skim.heads
         self._session = model.session(memory, kv_dtype=kv_dtype, skim_heads=heads)
+        self._session_bytes = self._session.nbytes
         self._snapshot: Snapshot | None = None
         self._complete = False  # nothing that was to be read is missing
         self._keeper: Keeper | None = None
@@ -88,9 +91,8 @@ class Document:
 
     @property
     def text(self) -> str:
-        """The text; of token ids, what they decode to."""
-        with self._lock:
-            return self._text.text
+        """The text; of token ids, what they decode to. While it grows: what has arrived."""
+        return self._text.text
 
     @property
     def skimmed(self) -> bool:
@@ -99,13 +101,15 @@ class Document:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the document holds: keys, values, text and its tokens' places."""
-        return self._session.nbytes + self._text.nbytes
+        """Bytes of memory that the document holds: keys, values, text and its tokens' places. While
+        a chunk is computed: keys and values of those before."""
+        with suppress(Busy):
+            self._session_bytes = self._session.nbytes
+        return self._session_bytes + self._text.nbytes
 
     def __len__(self) -> int:
         """Tokens of the text, those that are not in the timeline yet included."""
-        with self._lock:
-            return len(self._text) + len(self._text.tail()[0])
+        return self._text.n_tokens
 
     def __repr__(self) -> str:
         title = "" if self.title is None else f" {self.title!r}"
@@ -121,21 +125,33 @@ class Document:
         the document holds what had arrived, and goes on with the next call. A document that was
         read with ``store`` grows in its file; one that was loaded grows in memory, and is saved
         anew with :meth:`save`. Raises InvalidType or InvalidValue, and FileProblem if the file
-        cannot be written.
+        cannot be written; Busy in ``progress`` and in ``more`` of an append to the same document,
+        as do :meth:`ask` and :meth:`save`.
         """
-        with (
-            self._lock,
-            self._kept(),
-            showing(progress, "reading", held=lambda: self.nbytes) as show,
-        ):
-            self._snapshot = None
-            for _ in self._arrivals(more):
-                self._feed_full_chunks(show)
-            self._feed_full_chunks(show)
-            if show is not None:
-                known = len(self._prefix) + len(self._text)
-                show(known, known)
-            self._complete = True
+        with self._lock:
+            self._check_at_rest()
+            self._growing = True
+            try:
+                with self._kept(), showing(progress, "reading", held=lambda: self.nbytes) as show:
+                    self._snapshot = None
+                    for _ in self._arrivals(more):
+                        self._feed_full_chunks(show)
+                    self._feed_full_chunks(show)
+                    if show is not None:
+                        known = len(self._prefix) + len(self._text)
+                        show(known, known)
+                    self._complete = True
+            finally:
+                self._growing = False
+
+    def _check_at_rest(self) -> None:
+        """Other threads wait until the document has grown; what append itself calls cannot."""
+        if self._growing:
+            raise Busy(
+                "append() is reading into this document, and has called the code that asks, saves "
+                "or appends; do that once it is done (text, len(), nbytes and repr() work "
+                "meanwhile)"
+            )
 
     def ask(
         self,
@@ -168,7 +184,7 @@ class Document:
           then "Not found in the document.".
         * ``options``: ``max_new_tokens`` and the other fields of :class:`GenerationConfig`.
 
-        Raises InvalidType or InvalidValue.
+        Raises InvalidType or InvalidValue, and Busy in what :meth:`append` calls.
         """
         if question is None:
             if self.question is None:
@@ -198,13 +214,14 @@ class Document:
 
         It replaces a document of that name. Others may ask and append meanwhile: what is saved is
         what the document held at the call. Raises FileProblem if the file cannot be written, is no
-        document, or the disk has no room; Busy if another document is being read into it;
-        InvalidValue if reading was interrupted.
+        document, or the disk has no room; Busy if another document is being read into it, and in
+        what :meth:`append` calls; InvalidValue if reading was interrupted.
         """
         from quickllama.documents.document_file import checked_path, save_document
 
         where = checked_path(path)
         with self._lock:
+            self._check_at_rest()
             if not self._complete:
                 raise InvalidValue(
                     "reading this document was interrupted; append('') reads the rest, then it can "
@@ -302,8 +319,9 @@ class Document:
 
     def snapshot(self) -> Snapshot:
         """The document as it stands now, with a fork of its timeline. Raises InvalidValue if it is
-        empty."""
+        empty, and Busy in what :meth:`append` calls."""
         with self._lock:
+            self._check_at_rest()
             if self._snapshot is None:
                 ids, spans = self._text.tail()
                 if not len(self._text) and not len(ids):
@@ -362,6 +380,7 @@ class Document:
         while (end := max(done + step, asked)) <= total:
             self._session.read(pending[done - begin : end - begin], query_span=self._unheard())
             done = end
+            self._session_bytes = self._session.nbytes
             if self._keeper is not None:
                 self._keeper.after_chunk(self.reading())
             if show is not None:

@@ -136,6 +136,12 @@ class GrowingText:
         new.extend(ids.tolist())
         self._grow(counted.then("".join(pieces))._replace(stream=stream), new, starts, ends)
 
+    @property
+    def n_tokens(self) -> int:
+        """All tokens if the text ends here."""
+        counted = self._counted
+        return counted.tokens + len(self._encode(counted, counted.tail)[0])
+
     def tail(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What the tokens of the uncertain end are if the text ends here: ids int64 [n], their
         characters int64 [n, 2]."""
