@@ -21,12 +21,10 @@ void *ql_alloc(size_t bytes) {
     return aligned_alloc(ALIGNMENT, rounded ? rounded : ALIGNMENT);
 }
 
-/* Filled with zeros: slabs are saved whole, and what was in memory before is nobody's business. */
 static ql_slab *slab_new(size_t bytes) {
     if (bytes > SIZE_MAX - sizeof(ql_slab)) return NULL;
     ql_slab *slab = ql_alloc(sizeof *slab + bytes);
     if (!slab) return NULL;
-    memset(slab + 1, 0, bytes);
     atomic_init(&slab->owners, 1);
     slab->data = (unsigned char *)(slab + 1);
     slab->extent = NULL;
@@ -54,10 +52,15 @@ static void retire(ql_store *store, ql_slab *slab) {
     store->n_spare++;
 }
 
-/* One of the spare slabs, or a new one; NULL when there is no memory. */
+/* One of the spare slabs, or a new one filled with zeros, since slabs are saved whole, and what was
+ * in memory before is nobody's business; NULL when there is no memory. */
 static ql_slab *slab_of(ql_store *store) {
     ql_slab *slab = store->spare;
-    if (!slab) return slab_new(store->slab_bytes);
+    if (!slab) {
+        slab = slab_new(store->slab_bytes);
+        if (slab) memset(slab->data, 0, store->slab_bytes);
+        return slab;
+    }
     store->spare = slab->next;
     store->n_spare--;
     atomic_init(&slab->owners, 1);

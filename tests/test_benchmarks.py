@@ -324,3 +324,20 @@ def test_tables_and_plots(speed: dict[str, Any], tmp_path: Path) -> None:
         f"report.plot(pathlib.Path({str(picture)!r}), found['curves'], 'title')\n"
     )
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_first_tokens(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model")
+    text, out = tmp_path / "text.txt", tmp_path / "found.json"
+    text.write_text("The keeper of the lighthouse counts ships. " * 20)
+    given = (str(text), "--model", str(tmp_path / "model"), "--tokens", "1500")
+    result = run("first_token.py", *given, "--json", str(out))
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text())
+    assert abs(found["tokens"] - 1500) < 200
+    assert [use["use"] for use in found["uses"]] == ["memory", "reposition", "reread"]
+    for use in found["uses"]:
+        assert len(use["seconds"]) == 8 and min(use["seconds"]) > 0
+        assert sum(use["shares"].values()) == pytest.approx(1)
+        assert use["shares"]["reading"] > 0 and use["shares"]["ranking"] > 0
+        assert f"{median(use['seconds']):.2f}" in result.stdout

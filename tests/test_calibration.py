@@ -110,14 +110,14 @@ def bond(gain: float, share: float = 0.5) -> Bond:
 
 
 def test_the_stronger_bond_decides_between_close_passages() -> None:
-    bonds = {20: bond(0.0), 21: bond(-0.5), 40: bond(2.5, 0.25), 3: bond(1.0)}
+    bonds = {20: bond(0.0), 21: bond(-0.5), 40: bond(2.5, 0.25)}  # 3 is too far behind
     raw = np.zeros((4, 50))
     raw[:, 20], raw[:, 21], raw[:, 40], raw[:, 3] = 8, 7, 7, 2
     before = ranking(raw)
     after = judge(before, bonds.__getitem__)
     assert before.best(2) == [20, 21] and after.ranking.best(4) == [40, 20, 21, 3]
     np.testing.assert_allclose(
-        after.ranking.scores[[40, 20, 3, 7]] - before.scores[[40, 20, 3, 7]], [0, -2.5, -1.5, -3]
+        after.ranking.scores[[40, 20, 3, 7]] - before.scores[[40, 20, 3, 7]], [0, -2.5, -3, -3]
     )
     assert standing(before.scores, 40) > 5 and after.features == (5, 0.25, 0.125)
     for share, kept in ((0.9, 0.3), (-0.9, -0.1)):  # more tells no more
@@ -141,9 +141,9 @@ def test_a_clear_passage_is_judged_alone() -> None:
     after = judge(before, bond_with)
     assert judged == [20]
     np.testing.assert_array_equal(after.ranking.scores, before.scores)
-    raw[:, 30] = 24  # close enough
-    assert judge(ranking(raw), bond_with).ranking.best(1) != [30]
-    assert sorted(judged[1:3]) == [20, 30] and len(judged) == 5
+    raw[:, 30] = 26  # close enough
+    assert judge(ranking(raw), bond_with).ranking.best(1) == [20]
+    assert judged[1:] == [20, 30]
     one = judge(ranking(np.zeros((2, 1))), lambda _: bond(0.0))
     assert one.features[0] == 0
 

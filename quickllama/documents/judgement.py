@@ -46,12 +46,9 @@ FEWEST_PIECES = 16
 FEATURES = ("standing", "question", "sentence")
 """What :class:`quickllama.documents.head_store.FoundRule` weighs."""
 
-JUDGED = 4
-"""So many of the best pieces, unless the best one is clear."""
-
-CLEAR = 0.7
-"""The best piece is clear if the second one has less than this part of its score: in no question of
-those that the rule was tried on did the model then prefer another."""
+WORTH = 0.75
+"""Only pieces with this part of the best one's score are judged: of the others the model preferred
+none in the questions that this was tried on (docs/retrieval.md)."""
 
 _LIMITS = ((-3.0, 5.0), (-0.1, 0.3), (-0.1, 0.3))
 """Of the features: what is beyond them tells no more. Questions in the text's own words, which have
@@ -93,14 +90,10 @@ def judge(ranking: Ranking, bond_with: Callable[[int], Bond]) -> Judgement:
     """Add to the score of the best pieces how much more their sentences and the question make each
     other likelier than the others' do.
 
-    ``bond_with``: :meth:`Asked.bond` with the sentence of a piece. Only the best piece is judged if
-    it is clear. Pieces that are not judged are taken to be like the worst one that is, so that they
-    stay behind.
+    ``bond_with``: :meth:`Asked.bond` with the sentence of a piece. Pieces that are not judged are
+    taken to be like the worst one that is, so that they stay behind.
     """
-    judged = ranking.best(JUDGED)
-    first = ranking.scores[judged]
-    if len(judged) > 1 and first[1] < CLEAR * first[0]:
-        judged = judged[:1]
+    judged = ranking.standing_out(WORTH)
     bonds = [bond_with(piece) for piece in judged]
     gain = np.array([bond.gain for bond in bonds])
     added = np.full(len(ranking.scores), gain.min() - gain.max())
@@ -222,7 +215,7 @@ def _log_chances(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray
     for i, token in enumerate(ids):
         below = logits[i] - logits[i].max()
         chances[i] = below[token]
-        chances[i] -= np.log(np.exp(below, out=below).sum(dtype=np.float64))
+        chances[i] -= np.log(np.exp(below, out=below).sum())
     return chances
 
 

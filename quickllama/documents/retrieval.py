@@ -110,11 +110,16 @@ class Ranking:
         """The ``count`` best pieces, best first; ties: the earlier one."""
         return [int(piece) for piece in np.argsort(-self.scores, kind="stable")[:count]]
 
-    def standing_out(self) -> list[int]:
-        """The best piece and those, up to :data:`MOST_STANDING_OUT`, that come close to it, as for
-        a question about two things; best first."""
+    @cached_property
+    def orders(self) -> NDArray[np.int64]:
+        """The pieces by each head alone, best first: int64 [heads, n]."""
+        return np.argsort(-self.by_head, axis=1, kind="stable")
+
+    def standing_out(self, share: float = CLOSE) -> list[int]:
+        """The best piece and those, up to :data:`MOST_STANDING_OUT`, that have ``share`` of its
+        score, as for a question about two things; best first."""
         best = self.best(MOST_STANDING_OUT)
-        least = CLOSE * self.scores[best[0]]
+        least = share * self.scores[best[0]]
         return [best[0], *(piece for piece in best[1:] if self.scores[piece] >= least)]
 
     def layers(self, pieces: Sequence[int], count: int) -> tuple[int, ...]:
@@ -123,8 +128,8 @@ class Ranking:
             sorted(
                 {
                     layer
-                    for (layer, _), own in zip(self.heads, self.by_head, strict=True)
-                    if set(np.argsort(-own, kind="stable")[:count].tolist()) & set(pieces)
+                    for (layer, _), own in zip(self.heads, self.orders, strict=True)
+                    if set(own[:count].tolist()) & set(pieces)
                 }
             )
         )
