@@ -52,18 +52,18 @@ static void retire(ql_store *store, ql_slab *slab) {
     store->n_spare++;
 }
 
-/* One of the spare slabs, or a new one filled with zeros, since slabs are saved whole, and what was
- * in memory before is nobody's business; NULL when there is no memory. */
+/* One of the spare slabs, or a new one; NULL when there is no memory. Filled with zeros, since slabs
+ * are saved whole, and what was in memory before is nobody's business. */
 static ql_slab *slab_of(ql_store *store) {
     ql_slab *slab = store->spare;
-    if (!slab) {
+    if (slab) {
+        store->spare = slab->next;
+        store->n_spare--;
+        atomic_init(&slab->owners, 1);
+    } else {
         slab = slab_new(store->slab_bytes);
-        if (slab) memset(slab->data, 0, store->slab_bytes);
-        return slab;
     }
-    store->spare = slab->next;
-    store->n_spare--;
-    atomic_init(&slab->owners, 1);
+    if (slab) memset(slab->data, 0, store->slab_bytes);
     return slab;
 }
 

@@ -17,15 +17,15 @@ static PyObject *get_trace(PyObject *object, void *unused) {
     return list;
 }
 
+/* For what can be asked at any time but while the session is being made. */
+static bool made(session_object *self) {
+    return self->session || qlpy_fail(self->state, QL_BUSY, "this session is still being made");
+}
+
 static PyObject *get_nbytes(PyObject *object, void *unused) {
     (void)unused;
     session_object *self = (session_object *)object;
-    if (!qlpy_enter(self)) {
-        return NULL;
-    }
-    size_t n_bytes = ql_session_bytes(self->session);
-    qlpy_leave(self);
-    return PyLong_FromSize_t(n_bytes);
+    return made(self) ? PyLong_FromSize_t(ql_session_bytes(self->session)) : NULL;
 }
 
 static PyObject *get_n_blocks(PyObject *object, void *unused) {
@@ -42,12 +42,7 @@ static PyObject *get_n_blocks(PyObject *object, void *unused) {
 static PyObject *get_n_layers(PyObject *object, void *unused) {
     (void)unused;
     session_object *self = (session_object *)object;
-    if (!qlpy_enter(self)) {
-        return NULL;
-    }
-    int n_layers = ql_session_layers(self->session);
-    qlpy_leave(self);
-    return PyLong_FromLong(n_layers);
+    return made(self) ? PyLong_FromLong(ql_session_layers(self->session)) : NULL;
 }
 
 static PyObject *get_model(PyObject *object, void *unused) {

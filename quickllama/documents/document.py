@@ -73,8 +73,8 @@ class Document:
         self.title = title
         self.question = question
         self._form = form
-        self._lock = threading.RLock()
-        self._growing = False
+        self._lock = threading.Lock()
+        self._owner: int | None = None  # the thread that holds the lock
         self._text = GrowingText(model.tokenizer)
         self._prefix, span = form.prefix(model.tokenizer, question)
         self._span = span if memory.mode == "qllm" else None  # the question, in the prefix
@@ -83,7 +83,6 @@ class Document:
         self._skim = skim
         heads = None if skim is None else skim.heads
         self._session = model.session(memory, kv_dtype=kv_dtype, skim_heads=heads)
-        self._session_bytes = self._session.nbytes
         self._snapshot: Snapshot | None = None
         self._complete = False  # nothing that was to be read is missing
         self._keeper: Keeper | None = None
@@ -103,9 +102,7 @@ class Document:
     def nbytes(self) -> int:
         """Bytes of memory that the document holds: keys, values, text and its tokens' places. While
         a chunk is computed: keys and values of those before."""
-        with suppress(Busy):
-            self._session_bytes = self._session.nbytes
-        return self._session_bytes + self._text.nbytes
+        return self._session.nbytes + self._text.nbytes
 
     def __len__(self) -> int:
         """Tokens of the text, those that are not in the timeline yet included."""
@@ -128,30 +125,33 @@ class Document:
         cannot be written; Busy in ``progress`` and in ``more`` of an append to the same document,
         as do :meth:`ask` and :meth:`save`.
         """
-        with self._lock:
-            self._check_at_rest()
-            self._growing = True
-            try:
-                with self._kept(), showing(progress, "reading", held=lambda: self.nbytes) as show:
-                    self._snapshot = None
-                    for _ in self._arrivals(more):
-                        self._feed_full_chunks(show)
-                    self._feed_full_chunks(show)
-                    if show is not None:
-                        known = len(self._prefix) + len(self._text)
-                        show(known, known)
-                    self._complete = True
-            finally:
-                self._growing = False
+        bar = showing(progress, "reading", held=lambda: self.nbytes)
+        with self._alone(), self._kept(), bar as show:
+            self._snapshot = None
+            for _ in self._arrivals(more):
+                self._feed_full_chunks(show)
+            self._feed_full_chunks(show)
+            self._text.settle()
+            if show is not None:
+                known = len(self._prefix) + len(self._text)
+                show(known, known)
+            self._complete = True
 
-    def _check_at_rest(self) -> None:
-        """Other threads wait until the document has grown; what append itself calls cannot."""
-        if self._growing:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time; others wait. What it calls itself, such as ``progress``, cannot."""
+        if self._lock.locked() and self._owner == threading.get_ident():
             raise Busy(
-                "append() is reading into this document, and has called the code that asks, saves "
-                "or appends; do that once it is done (text, len(), nbytes and repr() work "
-                "meanwhile)"
+                "this thread is reading into the document, or copies it, and has called the code "
+                "that asks, saves or appends; do that once it is done (text, len(), nbytes and "
+                "repr() work meanwhile)"
             )
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = None
 
     def ask(
         self,
@@ -220,8 +220,7 @@ class Document:
         from quickllama.documents.document_file import checked_path, save_document
 
         where = checked_path(path)
-        with self._lock:
-            self._check_at_rest()
+        with self._alone():
             if not self._complete:
                 raise InvalidValue(
                     "reading this document was interrupted; append('') reads the rest, then it can "
@@ -320,8 +319,7 @@ class Document:
     def snapshot(self) -> Snapshot:
         """The document as it stands now, with a fork of its timeline. Raises InvalidValue if it is
         empty, and Busy in what :meth:`append` calls."""
-        with self._lock:
-            self._check_at_rest()
+        with self._alone():
             if self._snapshot is None:
                 ids, spans = self._text.tail()
                 if not len(self._text) and not len(ids):
@@ -380,7 +378,6 @@ class Document:
         while (end := max(done + step, asked)) <= total:
             self._session.read(pending[done - begin : end - begin], query_span=self._unheard())
             done = end
-            self._session_bytes = self._session.nbytes
             if self._keeper is not None:
                 self._keeper.after_chunk(self.reading())
             if show is not None:

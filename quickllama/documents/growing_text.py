@@ -136,6 +136,10 @@ class GrowingText:
         new.extend(ids.tolist())
         self._grow(counted.then("".join(pieces))._replace(stream=stream), new, starts, ends)
 
+    def settle(self) -> None:
+        """Join what has arrived, so that ``text`` is at hand."""
+        self._counted = self._counted._replace(parts=(self.text,))
+
     @property
     def n_tokens(self) -> int:
         """All tokens if the text ends here."""

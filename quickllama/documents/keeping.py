@@ -129,8 +129,13 @@ class Keeper:
             extents = self._slabs[part]
             for index in range(len(extents), session.slabs(part)[-1]):
                 extents.append(self.file.append(session.copy_slab(part, index).data))
-                if self._room is not None:  # if Ctrl-C comes before, it stays in memory as well
+                if self._room is None:
+                    continue
+                try:  # if Ctrl-C comes before, it stays in memory as well
                     session.map_slab(part, index, self._room.volume, extents[-1].offset)
+                except (FileProblem, MemoryError):
+                    extents.pop()
+                    raise
 
     def commit(self, reading: Reading) -> None:
         """Make what was read so far the document that the file holds. Raises FileProblem."""
