@@ -373,14 +373,18 @@ def test_a_reader_that_goes_away(text: Path, folder: Path) -> None:
     assert (process.returncode, err) == (1, b"")
 
 
-def test_json_is_whole_on_any_terminal(text: Path, folder: Path) -> None:
-    process = start(
-        *("ask", str(text), QUESTION, "--model", str(folder), "--quiet", "--json", *SMALL),
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-    )
-    out, _ = process.communicate(timeout=20)
-    assert json.loads(out)["answers"][0]["question"] == QUESTION
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_whole_on_any_terminal(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    named = tmp_path / "Zwölf"
+    named.symlink_to(folder)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    assert main(["info", str(named), "--json"]) == 0
+    out = written.getvalue()
+    assert json.loads(out)["path"] == str(named)
+    assert ("Zwölf".encode() in out) == (encoding == "utf-8")
 
 
 def test_streams_that_are_closed(

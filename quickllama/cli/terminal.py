@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -32,11 +34,10 @@ def wrapped(text: str) -> str:
 
 
 def print_json(value: object) -> None:
-    """One JSON object; if standard output cannot show one of its characters, such as those of a
-    file's name that is not UTF-8, they are escaped, so that nothing gets lost."""
+    """One JSON object, which is UTF-8 or ASCII: all else is escaped where standard output has
+    another encoding, or a text has half a surrogate pair, as file names that are not UTF-8 do."""
     words = json.dumps(value, ensure_ascii=False, indent=2)
-    try:
-        words.encode(sys.stdout.encoding or "utf-8")  # none: what takes any character
-    except UnicodeEncodeError:
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name  # none: takes any character
+    if encoding != "utf-8" or re.search("[\ud800-\udfff]", words):
         words = json.dumps(value, indent=2)
     print(words)
