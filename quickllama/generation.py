@@ -19,7 +19,7 @@ from quickllama import checks
 from quickllama.arrays import token_ids
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.errors import InvalidType, InvalidValue
-from quickllama.progress import Progress, showing
+from quickllama.progress import Progress, checked_progress, showing
 from quickllama.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -249,6 +249,7 @@ def generate(
                 "streamer must have put(ids) and end(), like transformers' TextStreamer; "
                 f"{type(streamer).__name__} has no {method}"
             )
+    progress = checked_progress(progress)
     tokenizer = model.tokenizer if options.stop_strings else None
     plan = ReadingPlan.of(len(ids), memory, query_span)
     new: list[int] = []

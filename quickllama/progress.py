@@ -9,10 +9,19 @@ from typing import Any
 
 from quickllama.errors import InvalidType
 
-__all__ = ["Progress", "showing"]
+__all__ = ["Progress", "checked_progress", "showing"]
 
 Progress = Callable[[int, int], object]
 """Called with what is done so far and what there is to do in all."""
+
+
+def checked_progress(progress: object) -> bool | Progress:
+    """``progress``, for None False. Raises InvalidType if it is no bool and no function either."""
+    if progress is None or isinstance(progress, bool):
+        return bool(progress)
+    if not callable(progress):
+        raise InvalidType(f"progress is True, False or a function, not {progress!r}")
+    return progress
 
 
 @contextmanager
@@ -22,13 +31,12 @@ def showing(
     """A callback (done, total) for ``progress``: None or False: nothing; True: a bar that says
     ``what``, counts in ``unit``, and shows the rate, the time left and the bytes that ``held``
     tells; a callable: itself. Raises InvalidType for anything else."""
-    if progress is None or progress is False:
-        yield None
+    wanted = checked_progress(progress)
+    if not isinstance(wanted, bool):
+        yield wanted
         return
-    if progress is not True:
-        if not callable(progress):
-            raise InvalidType(f"progress is True, False or a function, not {progress!r}")
-        yield progress
+    if not wanted:
+        yield None
         return
     bar = Bar(what, unit, held)
     try:

@@ -388,6 +388,16 @@ def test_wrong_options(
         model.generate(random_ids(CONFIG, 30, 1), **{"max_new_tokens": 2, **options})
 
 
+@pytest.mark.parametrize("max_new_tokens", [0, 2])
+def test_a_wrong_progress_is_refused_before_the_streamer_hears_anything(
+    model: ql.Model, max_new_tokens: int
+) -> None:
+    listener: Any = Listener()
+    with pytest.raises(ql.InvalidType, match="progress"):
+        model.generate([1, 2, 3], max_new_tokens=max_new_tokens, streamer=listener, progress="yes")
+    assert not listener.got and not listener.ends
+
+
 def test_settings_of_a_distribution_that_is_not_used_are_told(model: ql.Model) -> None:
     ids = random_ids(CONFIG, 5, 1)
     with pytest.warns(UserWarning, match="top_k, top_p without do_sample"):
