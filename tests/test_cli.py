@@ -405,19 +405,25 @@ def test_streams_that_are_closed(
     monkeypatch.setattr(sys, "stdin", None)
     assert ask("-", folder) == 1
     assert "standard input is closed" in one_sentence(capsys)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
+    assert ask("-", folder) == 1
+    assert "has no bytes" in one_sentence(capsys)
 
 
 def test_questions_of_a_chat_have_to_come(
     text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is read."""
-    for file in ("-", "/dev/stdin"):
+    for file in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
         assert main(["chat", file]) == 2
         assert "brings the questions" in one_sentence(capsys)
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["chat", str(text)]) == 2
     assert "is closed" in one_sentence(capsys)
+    with text.open("rb") as file:
+        _, err = start("chat", str(text), stdin=file).communicate(timeout=20)
+    assert b"brings the questions" in err
 
 
 def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

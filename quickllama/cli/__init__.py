@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import quickllama
@@ -171,7 +172,7 @@ def _read(chosen: argparse.Namespace) -> int:
 
 def _check_questions_come(file: str) -> None:
     """Before a text is read for minutes, and nobody can ask."""
-    if file in ("-", "/dev/stdin"):
+    if file == "-" or _is_standard_input(file):
         raise InvalidValue(
             "standard input brings the questions, so the text cannot come there, too: give a file, "
             "or put the questions on the command line of quickllama ask"
@@ -181,6 +182,13 @@ def _check_questions_come(file: str) -> None:
             "standard input, which brings the questions, is closed: leave it open, or put the "
             "questions on the command line of quickllama ask"
         )
+
+
+def _is_standard_input(file: str) -> bool:
+    """Whether ``file`` is another name of standard input, or the very file that comes there."""
+    with suppress(OSError, ValueError):  # such as no file of that name; reading it tells
+        return os.path.samefile(file, 0)
+    return False
 
 
 def _check_read_already(chosen: argparse.Namespace) -> None:

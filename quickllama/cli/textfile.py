@@ -21,10 +21,10 @@ def read_text(path: str) -> str:
     another encoding, for binary data, and for a file without text.
     """
     name = "standard input" if path == "-" else repr(path)
-    if path == "-" and sys.stdin is None:
-        raise FileProblem(f"{name} is closed; give a text file")
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except AttributeError:  # None, or what was put into its place
+        raise FileProblem(f"{name} is closed, or has no bytes to read; give a text file") from None
     except IsADirectoryError:
         raise FileProblem(f"{name} is a folder; give a text file") from None
     except (OSError, ValueError) as problem:
