@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import re
 import signal
@@ -20,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompts import paper_prompt
 from small_tokenizers import KINDS, pieces, small_tokenizer, texts
-from test_session import alarm, interrupt
 
 import quickllama as ql
 from quickllama.documents.document import Document
@@ -87,9 +87,20 @@ def asked_by_threads(
         return list(pool.map(lambda question: document.ask(question, **options), questions))
 
 
+class Arriving:
+    """``Arriving()[SIGINT]``: the signal has come, and waits for where Python looks for signals. A
+    call would look at once, at its return."""
+
+    __getitem__ = _thread.interrupt_main
+
+
 def ctrl_c_at(number: int, work: Callable[[], object], where: str) -> bool:
-    """Run ``work``, and raise KeyboardInterrupt before line ``number`` of those that it comes to in
-    functions whose "file:name" holds the expression ``where``. Whether there was such a line."""
+    """Run ``work``, and press Ctrl-C before line ``number`` of those that it comes to in functions
+    whose "file:name" holds the expression ``where``. Whether there was such a line.
+
+    KeyboardInterrupt is raised where Python next looks for signals, as always: between some lines
+    it never does, and the code may rely on that.
+    """
     left = number
 
     def trace(frame: Any, event: str, _: object) -> Any:
@@ -98,19 +109,20 @@ def ctrl_c_at(number: int, work: Callable[[], object], where: str) -> bool:
             return None
         left -= event == "line"
         if left == 0:
-            raise KeyboardInterrupt
+            sys.settrace(None)  # or it would look in the next call of this function
+            Arriving()[signal.SIGINT]
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
         work()
+        time.sleep(0)  # where it looks at the latest
     except KeyboardInterrupt:
         assert left == 0
-        return True
     finally:
         sys.settrace(before)
-    return False
+    return left == 0
 
 
 def whole_and_interrupted(read: Callable[..., ql.Document]) -> tuple[ql.Document, ql.Document]:
@@ -288,12 +300,15 @@ def test_what_append_calls_can_look_but_not_ask(model: ql.Model, tmp_path: Path)
 
 def test_others_look_while_it_grows(model: ql.Model) -> None:
     document = model.read(TEXT[:300], memory=MEMORY)
-    seen: list[tuple[int, int, str]] = []
+    parts = [TEXT[start : start + 50] for start in range(300, len(TEXT), 50)] * 4
+    whole = TEXT[:300] + "".join(parts)
+    seen: list[tuple[int, int]] = []
     done, until = threading.Event(), time.monotonic() + 60
 
     def look() -> None:
         while not done.is_set():
-            seen.append((document.nbytes, len(document), document.text))
+            seen.append((document.nbytes, len(document)))
+            assert whole.startswith(document.text)
 
     def wait(*_: object) -> None:
         before = len(seen)
@@ -303,16 +318,14 @@ def test_others_look_while_it_grows(model: ql.Model) -> None:
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(look)
         try:
-            parts = [TEXT[start : start + 50] for start in range(300, len(TEXT), 50)]
-            document.append(parts * 4, progress=wait)
+            document.append(parts, progress=wait)
         finally:
             done.set()
         watching.result()
-    assert len({size for size, _, _ in seen}) > 10
-    assert seen == sorted(seen, key=lambda one: one[0])
-    lengths = [length for _, length, _ in seen]
-    assert lengths == sorted(lengths) and lengths[-1] <= len(document)
-    assert all(document.text.startswith(text) for _, _, text in seen)
+    assert len({size for size, _ in seen}) > 10
+    for column in zip(*seen, strict=True):
+        assert list(column) == sorted(column)
+    assert seen[-1][1] <= len(document) and document.text == whole
 
 
 # Questions ----------------------------------------------------------------------------------------
@@ -400,14 +413,25 @@ def test_ctrl_c_around_the_question_that_a_text_is_read_for(model: ql.Model) -> 
     assert number > 50
 
 
-def test_ctrl_c_within_a_long_question(model: ql.Model) -> None:
-    memory = dataclasses.replace(PAPER, n_local=6000)
-    question = ("Wer jagt wen, und warum? " * 200).strip()
+@pytest.mark.parametrize("chunks", [1, 4, 9])
+def test_ctrl_c_within_a_long_question(model: ql.Model, chunks: int) -> None:
+    """A session that has read some chunks of the call, and knows from the first one on where the
+    question is."""
+    memory = dataclasses.replace(PAPER, n_local=600)
+    question = ("Wer jagt wen, und warum? " * 20).strip()
     whole = model.read(TEXT, question=question, memory=memory)
     document = Document(model, memory, whole._form, None, question)
-    with alarm(60, interrupt), pytest.raises(KeyboardInterrupt):
-        document.append(TEXT, lambda *_: signal.setitimer(signal.ITIMER_REAL, 0.06))
-    assert whole._span is not None and 0 < len(document._session) < whole._span[1]
+    document._session = model.session(memory, query_span=(span := document._span))
+    done = chunks * memory.exc_block_size
+    assert span is not None and done < span[1]
+
+    def stop(*_: object) -> None:
+        document._session.read(document._prefix[:done])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        document.append(TEXT, stop)
+    assert len(document._session) == done
     document.append(TEXT[len(document.text) :])
     assert_same_looked_up(document, whole)
 
