@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,65 @@ def test_others_go_on_while_it_is_saved(
     document.save(path)
     assert_same_bits(model.load_document(path), half)
     assert_same_bits(document, read(model))
+
+
+def test_nobody_appends_from_within(
+    model: ql.Model, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal handler could, in the thread that copies the document or writes it."""
+    document, other = read(model, store=path, ram_limit=LIMIT), read(model)
+    text = document.text
+    tries: list[type[BaseException]] = []
+
+    def within(of: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            with pytest.raises(ql.Busy, match="once it is done") as refused:
+                document.append("Mehr. ")
+            tries.append(refused.type)
+            return of(*given, **named)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(document._text, "tail", within(document._text.tail))
+        assert_same_bits(document, other)
+        patched.setattr(document, "reading", within(document.reading))
+        document.save(path)
+    assert len(tries) == 2
+    document.append("Mehr. ")
+    assert document.text == text + "Mehr. "
+
+
+def test_a_slab_that_could_not_be_mapped_is_mapped_later(
+    model: ql.Model, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped: list[int] = []
+
+    class Session:
+        """As a real one; every third mapping fails."""
+
+        def slabs(self, part: str) -> tuple[int, ...]:
+            return (16, 8, 5, 0, 5) if part == "pages" else (16, 8, 0, 0, 0)
+
+        def copy_slab(self, part: str, index: int) -> Any:
+            return np.full(16, index, np.uint8)
+
+        def map_slab(self, part: str, index: int, volume: Any, offset: int) -> None:
+            failing.append(index)
+            if len(failing) % 3 == 0:
+                raise MemoryError
+            mapped.append(index)
+
+    failing: list[int] = []
+    session: Any = Session()
+    document = read(model, store=path, ram_limit=LIMIT)
+    keeper = document._keeper
+    assert keeper is not None and keeper._room is not None
+    keeper.known({part: [] for part in keeping.PARTS})
+    for _ in range(3):
+        with suppress(MemoryError):
+            keeper.take_full(session)
+    assert mapped == [0, 1, 2, 3, 4] and len(keeper._slabs["pages"]) == 5
 
 
 def test_nothing_to_read_leaves_no_file(model: ql.Model, path: Path) -> None:
