@@ -52,8 +52,8 @@ static void retire(ql_store *store, ql_slab *slab) {
     store->n_spare++;
 }
 
-/* One of the spare slabs, or a new one; NULL when there is no memory. Filled with zeros, since slabs
- * are saved whole, and what was in memory before is nobody's business. */
+/* A spare slab, or a new one, filled with zeros: it is saved whole, and what was in memory before
+ * is nobody's business. NULL when there is no memory. */
 static ql_slab *slab_of(ql_store *store) {
     ql_slab *slab = store->spare;
     if (slab) {
