@@ -46,7 +46,7 @@ FEWEST_PIECES = 16
 FEATURES = ("standing", "question", "sentence")
 """What :class:`quickllama.documents.head_store.FoundRule` weighs."""
 
-WORTH = 0.75
+WORTH = 0.7
 """Only pieces with this part of the best one's score are judged: of the others the model preferred
 none in the questions that this was tried on (docs/retrieval.md)."""
 
