@@ -318,7 +318,6 @@ def test_a_session_serves_one_call_at_a_time() -> None:
         lambda: session.fork(),
         lambda: session.reset(),
         lambda: len(session),
-        lambda: session.nbytes,
         lambda: session.n_blocks,
         lambda: session.block_vectors(0),
         lambda: session.question_vector(0),
@@ -329,6 +328,7 @@ def test_a_session_serves_one_call_at_a_time() -> None:
                 call()
             assert isinstance(caught.value, RuntimeError)
         assert session.mode == "qllm" and "computing" in repr(session)
+        assert session.n_layers == 2 and session.nbytes > 0
         assert len(core_session(MODEL)) == 0  # another session of the model is free
     assert len(session) == 100_000
     assert session.feed([1]).shape == (VOCAB,)
