@@ -72,20 +72,20 @@ MULTIPLY_ADD(float32_512, AVX512, 64, 24)
 
 /* Products of one instruction with OPERATIONS operations. Named in assembler: a compiler that knows
  * what it does would combine sums of integers. */
-#define PRODUCTS(NAME, TARGET, INSTRUCTION, OPERATIONS)                                            \
+#define PRODUCTS(NAME, TARGET, WIDTH, N, INSTRUCTION, OPERATIONS)                                  \
     TARGET static void NAME(worker *w) {                                                           \
-        __m512i sums[24], side = _mm512_setzero_si512();                                           \
-        UNROLLED for (int i = 0; i < 24; i++) sums[i] = side;                                      \
+        typedef int vector __attribute__((vector_size(WIDTH)));                                    \
+        vector sums[N] = {{0}}, side = {0};                                                        \
         do {                                                                                       \
             for (int step = 0; step < STEPS; step++)                                               \
-                UNROLLED for (int i = 0; i < 24;                                                   \
+                UNROLLED for (int i = 0; i < N;                                                    \
                               i++) __asm__(INSTRUCTION " %1, %1, %0" : "+v"(sums[i]) : "v"(side)); \
-            w->work += (double)OPERATIONS * STEPS * 24;                                            \
+            w->work += (double)OPERATIONS * STEPS * N;                                             \
         } while (now() - w->begin < w->seconds);                                                   \
-        UNROLLED for (int i = 1; i < 24; i++) sums[0] = _mm512_add_epi32(sums[0], sums[i]);        \
-        sink = (float)_mm512_reduce_add_epi32(sums[0]);                                            \
+        UNROLLED for (int i = 1; i < N; i++) sums[0] += sums[i];                                   \
+        sink = (float)sums[0][0];                                                                  \
     }
-/* Bytes without AVX-512: pairs of products in 16 bits, added up there. */
+/* Bytes without VNNI: pairs of products in 16 bits, added up there. */
 AVX2 static void int8_256(worker *w) {
     __m256i sums[12], side = _mm256_setzero_si256();
     UNROLLED for (int i = 0; i < 12; i++) sums[i] = side;
@@ -102,8 +102,9 @@ AVX2 static void int8_256(worker *w) {
     sink = (float)_mm256_extract_epi16(sums[0], 0);
 }
 
-PRODUCTS(bfloat16_512, AVX512, "vdpbf16ps", 64)
-PRODUCTS(int8_512, AVX512, "vpdpbusd", 128)
+PRODUCTS(bfloat16_512, AVX512, 64, 24, "vdpbf16ps", 64)
+PRODUCTS(int8_512, AVX512, 64, 24, "vpdpbusd", 128)
+PRODUCTS(int8_vnni_256, AVX2, 32, 12, "%{vex%} vpdpbusd", 64)
 
 /* AMX: tiles of 16 rows of 32 bfloat16 numbers; six of sums, which hide the latency. */
 static void bfloat16_tiles(worker *w) {
@@ -199,6 +200,13 @@ static double measure(void (*task)(worker *), double seconds, int n, unsigned ch
     return rate;
 }
 
+#if defined(__x86_64__)
+static bool has_avx_vnni(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+#endif
+
 typedef struct test {
     const char *name;
     void (*task)(worker *);
@@ -214,6 +222,7 @@ static int tests_of(test *tests) {
     tests[n++] = (test){"float32_256", float32_256, avx2};
     tests[n++] = (test){"float32_512", float32_512, avx512};
     tests[n++] = (test){"int8_256", int8_256, avx2};
+    tests[n++] = (test){"int8_vnni_256", int8_vnni_256, avx2 && has_avx_vnni()};
     tests[n++] = (test){"bfloat16", bfloat16_512, avx512 && __builtin_cpu_supports("avx512bf16")};
     tests[n++] = (test){"bfloat16_tiles", bfloat16_tiles, has_tiles()};
     tests[n++] = (test){"int8", int8_512, avx512 && __builtin_cpu_supports("avx512vnni")};

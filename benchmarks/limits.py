@@ -21,7 +21,13 @@ MEMORY_BYTES = 256 << 20
 
 # The limit of a CPU variant that multiplies a type by itself.
 _BFLOAT16 = {"avx512bf16": "bfloat16", "amx": "bfloat16_tiles"}
-_INT8 = {"avx2": "int8_256", "avx512vnni": "int8", "avx512bf16": "int8", "amx": "int8"}
+_INT8 = {
+    "avx2": "int8_256",
+    "avxvnni": "int8_vnni_256",
+    "avx512vnni": "int8",
+    "avx512bf16": "int8",
+    "amx": "int8",
+}
 
 Limits = dict[str, dict[str, float]]
 """Number of threads -> what is measured -> operations or bytes in a second."""
@@ -31,8 +37,8 @@ def measure(program: Path, threads: Sequence[int], seconds: float, n_bytes: int)
     """One round of all measurements by the program limits.c, ``seconds`` each.
 
     Names: float32_256 and float32_512 (bits of a register; float32_128 elsewhere), int8_256 (by
-    pairs in 16 bits), bfloat16 and int8 where the CPU has them, memory. Multiply-adds count as two
-    operations.
+    pairs in 16 bits), int8_vnni_256, bfloat16 and int8 where the CPU has them, memory.
+    Multiply-adds count as two operations.
     """
     counts = [str(count) for count in dict.fromkeys(threads)]
     result = subprocess.run(

@@ -60,6 +60,15 @@ static int runnable_avx512(const ql_kernels *tables[QL_MAX_VARIANTS]) {
 }
 #endif
 
+#if defined(__x86_64__)
+/* Products of bytes in vectors of 256 bits; a question older than compilers' names for it. */
+static bool has_avx_vnni(void) {
+    enum { AVX_VNNI = 1 << 4 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & AVX_VNNI;
+}
+#endif
+
 /* The variants that run on this CPU and operating system, best first; returns how many. */
 static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
     int n = 0;
@@ -70,6 +79,7 @@ static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
 #ifndef QL_NO_AVX512
     if (avx2) n = runnable_avx512(tables);
 #endif
+    if (avx2 && has_avx_vnni()) tables[n++] = &ql_kernels_avxvnni;
     if (avx2) tables[n++] = &ql_kernels_avx2;
 #endif
     tables[n++] = &ql_kernels_portable;

@@ -2,9 +2,9 @@
  * variant.
  *
  * Variants: "naive" (plain loops, the twin that every other is tested against), "portable" (what
- * the compiler's baseline gives), "avx2", "avx512", "avx512vnni", "avx512bf16", "amx". Results are
- * the same for the same variant whatever the number of threads: a function sees one fixed piece of
- * work, and its order of additions depends on its arguments' sizes only. */
+ * the compiler's baseline gives), "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx".
+ * Results are the same for the same variant whatever the number of threads: a function sees one
+ * fixed piece of work, and its order of additions depends on its arguments' sizes only. */
 #ifndef QL_KERNELS_H
 #define QL_KERNELS_H
 

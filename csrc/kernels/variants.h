@@ -8,8 +8,8 @@
 
 extern const ql_kernels ql_kernels_naive, ql_kernels_portable;
 #if defined(__x86_64__)
-extern const ql_kernels ql_kernels_avx2, ql_kernels_avx512, ql_kernels_avx512vnni,
-    ql_kernels_avx512bf16, ql_kernels_amx;
+extern const ql_kernels ql_kernels_avx2, ql_kernels_avxvnni, ql_kernels_avx512,
+    ql_kernels_avx512vnni, ql_kernels_avx512bf16, ql_kernels_amx;
 #endif
 
 #endif

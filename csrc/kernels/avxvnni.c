@@ -1,0 +1,7 @@
+/* avxvnni.c - avx2 with dot products of bytes (Intel laptops since 2021). */
+#if defined(__x86_64__)
+#define QL_VARIANT avxvnni
+#include "avx2.inc"
+#else
+typedef int ql_nothing_here; /* a file of C holds at least one declaration */
+#endif
