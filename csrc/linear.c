@@ -7,7 +7,7 @@
 #include "strips.h"
 #include "threads.h"
 
-/* Few rows: a panel is about so many bytes of weights, and whole groups of rows as the kernels take
+/* Few rows: a panel is at most about so many bytes of weights, and whole groups of rows as the kernels take
  * them. Results of the few-row kernels do not depend on panels at all. */
 enum { FEW_BYTES = 128 << 10, FEW_GROUP = 8, FEW_STRIPS = 4, MOST_FEW_ROWS = 512 };
 /* Up to so many rows of x the few-row kernels, called again for each QL_FEW_ROWS rows, are faster
@@ -50,12 +50,25 @@ typedef struct region {
 
 static bool in_strips(const ql_matrix *w) { return w->dtype == QL_INT8 || w->dtype == QL_Q4; }
 
-static int few_panel(const ql_matrix *w) {
-    size_t k = (size_t)w->n_in, group = in_strips(w) ? FEW_STRIPS * QL_STRIP : FEW_GROUP;
+/* Rows that the few-row kernels take at once. */
+static int few_group(const ql_matrix *w) {
+    return in_strips(w) ? FEW_STRIPS * QL_STRIP : FEW_GROUP;
+}
+
+static int most_few_panel(const ql_matrix *w) {
+    size_t k = (size_t)w->n_in, group = (size_t)few_group(w);
     size_t bytes = in_strips(w) ? FEW_STRIPS * ql_strip_bytes(w->dtype, k)
                                 : FEW_GROUP * k * ql_dtype_block_bytes(w->dtype);
     size_t rows = FEW_BYTES / bytes * group;
     return (int)(rows < group ? group : rows > MOST_FEW_ROWS ? MOST_FEW_ROWS : rows);
+}
+
+/* So that panels go evenly on the threads. */
+static int few_panel(const ql_matrix *w, int n_threads) {
+    int most = most_few_panel(w), group = few_group(w), n = (w->n_out + most - 1) / most;
+    n = (n + n_threads - 1) / n_threads * n_threads;
+    int rows = (w->n_out + n - 1) / n;
+    return (rows + group - 1) / group * group;
 }
 
 static int many_panel(const ql_matrix *w) {
@@ -109,7 +122,7 @@ static size_t thread_scratch(const ql_kernels *kernels, way way, const ql_matrix
     if (way == BY_PANELS) /* and weights unpacked to float32 */
         return panels_scratch(kernels, w) +
                (size_t)kernels->panels_f32->columns * (size_t)panel_depth(w) * sizeof(float);
-    if (way == BY_DOTS) return aligned((size_t)few_panel(w) * QL_FEW_ROWS * sizeof(float));
+    if (way == BY_DOTS) return aligned((size_t)most_few_panel(w) * QL_FEW_ROWS * sizeof(float));
     if (w->dtype == QL_F32) return 0;
     return aligned((size_t)many_panel(w) * (size_t)many_columns(w) * sizeof(float));
 }
@@ -276,11 +289,11 @@ static void run_item(void *context, int item, int thread) {
 }
 
 /* Cuts job j into items; returns how many. */
-static int cut(region *r, int j) {
+static int cut(region *r, int j, int n_threads) {
     const ql_matrix *w = r->jobs[j].w;
     r->rows[j] = r->n_rows;
     bool few = r->way == BY_DOTS || (r->way == BY_INTEGERS && r->n_rows <= MOST_ROWS_BY_BYTES);
-    r->panel[j] = few ? few_panel(w) : r->way == BY_SGEMM ? many_panel(w) : QL_PANEL;
+    r->panel[j] = few ? few_panel(w, n_threads) : r->way == BY_SGEMM ? many_panel(w) : QL_PANEL;
     int panels = (w->n_out + r->panel[j] - 1) / r->panel[j], pieces = 1;
     while (!few && r->way != BY_SGEMM && panels * pieces < ENOUGH_ITEMS &&
            r->n_rows / (2 * pieces) >= LEAST_ROWS)
@@ -302,7 +315,7 @@ static void run_region(const ql_kernels *kernels, int n_threads, const ql_linear
     for (int j = 0; j < n_jobs; j++) {
         size_t bytes = thread_scratch(kernels, r.way, jobs[j].w);
         if (bytes > r.scratch_stride) r.scratch_stride = bytes;
-        n_items += cut(&r, j);
+        n_items += cut(&r, j, n_threads);
         r.end[j] = n_items;
     }
     int n_rounded = shared ? (n_rows + PACKED_ROWS - 1) / PACKED_ROWS : 0;
