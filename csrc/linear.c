@@ -7,8 +7,8 @@
 #include "strips.h"
 #include "threads.h"
 
-/* Few rows: a panel is at most about so many bytes of weights, and whole groups of rows as the kernels take
- * them. Results of the few-row kernels do not depend on panels at all. */
+/* Few rows: a panel is at most about so many bytes of weights, and whole groups of rows as the
+ * kernels take them. Results of the few-row kernels do not depend on panels at all. */
 enum { FEW_BYTES = 128 << 10, FEW_GROUP = 8, FEW_STRIPS = 4, MOST_FEW_ROWS = 512 };
 /* Up to so many rows of x the few-row kernels, called again for each QL_FEW_ROWS rows, are faster
  * than sgemm. */
