@@ -21,7 +21,7 @@
 
 static _Atomic(const ql_kernels *) chosen; /* NULL: the best one */
 
-#if defined(__x86_64__) && !defined(QL_NO_AVX512)
+#if defined(__x86_64__) && !defined(QL_ONLY_AVX2)
 /* Whether the CPU multiplies tiles of bfloat16 and of bytes, and the system lets this process do
  * so: it must ask once, as tiles make each thread's saved state 8 KB larger. */
 static bool has_tiles(void) {
@@ -60,7 +60,7 @@ static int runnable_avx512(const ql_kernels *tables[QL_MAX_VARIANTS]) {
 }
 #endif
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(QL_ONLY_AVX2)
 /* Products of bytes in vectors of 256 bits; a question older than compilers' names for it. */
 static bool has_avx_vnni(void) {
     enum { AVX_VNNI = 1 << 4 };
@@ -76,10 +76,10 @@ static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("f16c");
-#ifndef QL_NO_AVX512
+#ifndef QL_ONLY_AVX2
     if (avx2) n = runnable_avx512(tables);
-#endif
     if (avx2 && has_avx_vnni()) tables[n++] = &ql_kernels_avxvnni;
+#endif
     if (avx2) tables[n++] = &ql_kernels_avx2;
 #endif
     tables[n++] = &ql_kernels_portable;

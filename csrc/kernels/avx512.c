@@ -1,5 +1,5 @@
 /* avx512.c - x86-64 with AVX-512 F, BW, DQ and VL. */
-#if defined(__x86_64__) && !defined(QL_NO_AVX512)
+#if defined(__x86_64__) && !defined(QL_ONLY_AVX2)
 #define QL_VARIANT avx512
 #include "avx512.inc"
 #else

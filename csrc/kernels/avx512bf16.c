@@ -1,5 +1,5 @@
 /* avx512bf16.c - avx512vnni with dot products of bfloat16. */
-#if defined(__x86_64__) && !defined(QL_NO_AVX512)
+#if defined(__x86_64__) && !defined(QL_ONLY_AVX2)
 #define QL_VARIANT  avx512bf16
 #define QL_MULTIPLY "multiply_pairs.inc"
 #include "avx512.inc"

@@ -1,5 +1,5 @@
 /* avx512vnni.c - avx512 with dot products of bytes (Intel since 2019, AMD since 2022). */
-#if defined(__x86_64__) && !defined(QL_NO_AVX512)
+#if defined(__x86_64__) && !defined(QL_ONLY_AVX2)
 #define QL_VARIANT avx512vnni
 #include "avx512.inc"
 #else

@@ -1,5 +1,5 @@
 /* avxvnni.c - avx2 with dot products of bytes (Intel laptops since 2021). */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(QL_ONLY_AVX2)
 #define QL_VARIANT avxvnni
 #include "avx2.inc"
 #else

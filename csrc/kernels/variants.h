@@ -1,5 +1,5 @@
 /* variants.h - the tables that the files of this folder define; only csrc/kernels.c chooses among
- * them. QL_NO_AVX512 leaves those with AVX-512 out: four files of half a minute each under
+ * them. QL_ONLY_AVX2 leaves those above AVX2 out: five files of half a minute each under
  * sanitizers, for a CPU that would not run them anyway. */
 #ifndef QL_KERNELS_VARIANTS_H
 #define QL_KERNELS_VARIANTS_H
