@@ -58,9 +58,7 @@ static int runnable_avx512(const ql_kernels *tables[QL_MAX_VARIANTS]) {
     tables[n++] = &ql_kernels_avx512;
     return n;
 }
-#endif
 
-#if defined(__x86_64__) && !defined(QL_ONLY_AVX2)
 /* Products of bytes in vectors of 256 bits; a question older than compilers' names for it. */
 static bool has_avx_vnni(void) {
     enum { AVX_VNNI = 1 << 4 };

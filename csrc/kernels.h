@@ -54,6 +54,9 @@ typedef struct ql_panels {
  *     column 4 p + i in its low half and column 16 + 4 p + i in its high one. A weight is
  *     d * half + m. */
 enum { QL_STRIP = 16, QL_GROUP = 64, QL_BLOCK = 32 };
+/* One row of x or a few meet so many strips in turn, from as far apart as a call has them: rows.inc
+ * says why. */
+enum { QL_STREAMS = 4 };
 
 typedef struct ql_group { /* of x */
     int8_t q[QL_GROUP];

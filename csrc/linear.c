@@ -9,7 +9,7 @@
 
 /* Few rows: a panel is at most about so many bytes of weights, and whole groups of rows as the
  * kernels take them. Results of the few-row kernels do not depend on panels at all. */
-enum { FEW_BYTES = 128 << 10, FEW_GROUP = 8, FEW_STRIPS = 4, MOST_FEW_ROWS = 512 };
+enum { FEW_BYTES = 128 << 10, FEW_GROUP = 8, MOST_FEW_ROWS = 512 };
 /* Up to so many rows of x the few-row kernels, called again for each QL_FEW_ROWS rows, are faster
  * than sgemm. */
 enum { MOST_ROWS_BY_DOTS = 64, MOST_ROWS_BEFORE_PANELS = 4 };
@@ -52,12 +52,12 @@ static bool in_strips(const ql_matrix *w) { return w->dtype == QL_INT8 || w->dty
 
 /* Rows that the few-row kernels take at once. */
 static int few_group(const ql_matrix *w) {
-    return in_strips(w) ? FEW_STRIPS * QL_STRIP : FEW_GROUP;
+    return in_strips(w) ? QL_STREAMS * QL_STRIP : FEW_GROUP;
 }
 
 static int most_few_panel(const ql_matrix *w) {
     size_t k = (size_t)w->n_in, group = (size_t)few_group(w);
-    size_t bytes = in_strips(w) ? FEW_STRIPS * ql_strip_bytes(w->dtype, k)
+    size_t bytes = in_strips(w) ? QL_STREAMS * ql_strip_bytes(w->dtype, k)
                                 : FEW_GROUP * k * ql_dtype_block_bytes(w->dtype);
     size_t rows = FEW_BYTES / bytes * group;
     return (int)(rows < group ? group : rows > MOST_FEW_ROWS ? MOST_FEW_ROWS : rows);
