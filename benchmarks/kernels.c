@@ -175,14 +175,18 @@ enum { PRODUCT_ROWS = 512 };
 static void run_multiply(void *context, int call) {
     (void)call;
     const product *p = context;
-    kernels->panels->multiply(p->c, QL_PANEL, p->a, p->k, p->panel, PRODUCT_ROWS, QL_PANEL, p->k, 1,
-                              false);
+    const ql_panels *panels = kernels->panels;
+    panels->multiply(p->c, QL_PANEL, p->a, p->k, p->panel,
+                     (size_t)panels->columns * p->k * sizeof *p->panel, PRODUCT_ROWS, QL_PANEL,
+                     p->k, false);
 }
 
 static void run_pack(void *context, int call) {
     (void)call;
     const product *p = context;
-    kernels->panels->pack_rows(p->panel, p->a, p->k, QL_PANEL, p->k);
+    const ql_panels *panels = kernels->panels;
+    for (size_t j = 0; j < QL_PANEL; j += (size_t)panels->columns)
+        panels->pack_rows(p->panel + j * p->k, p->a + j * p->k, p->k, panels->columns, p->k);
 }
 
 static void panels(size_t k) {

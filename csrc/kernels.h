@@ -15,27 +15,32 @@
 enum { QL_FEW_ROWS = 4 }; /* most rows of x that the few-row kernels take at once */
 
 /* Products with float32 sums, for many rows, of numbers of one format: bfloat16 or float32. A panel
- * holds some columns of the right hand side, as many as a tile of sums has, so that it is read from
- * front to back: bfloat16 two consecutive numbers of a column together, [(k + 1) / 2, columns, 2],
- * float32 one by one, [k, columns]; filled up with zeros, 64-byte aligned. An element of c has the
- * same bits in whatever company it is computed. */
-enum { QL_PANEL = 64 }; /* most columns; those of every format divide it */
+ * holds some columns of the right hand side, as many as are multiplied at once (fewer take as
+ * long), so that it is read from front to back: float32 [k, columns]; bfloat16 two consecutive
+ * numbers of a column together, [(k + 1) / 2, columns, 2], or in AMX's tiles of 16 columns, [(k +
+ * 31) / 32, columns / 16, 16, 16, 2]. Filled up with zeros, 64-byte aligned. What begins
+ * QL_PANEL_DEPTH numbers of each column later is a panel, too. An element of c has the same bits in
+ * whatever company it is computed. */
+enum { QL_PANEL = 64, QL_PANEL_DEPTH = 32 }; /* most columns; those of every format divide it */
 
 typedef struct ql_panels {
     size_t item; /* bytes of a number: 2 (bfloat16) or 4 */
     int columns; /* of a panel */
-    int step;    /* columns that are multiplied at once: fewer take as long */
+    int tile;    /* columns of a tile of it, as it lies in memory */
+    int depth;   /* numbers of a column in a tile */
     /* panel from the rows of w [n, k], row stride ldw: its columns; 1 <= n <= columns. */
     void (*pack_rows)(void *panel, const void *w, size_t ldw, int n, size_t k);
     /* panel from the columns of v [k, n], row stride ldv; 0 <= n <= columns, k may be 0. */
     void (*pack_columns)(void *panel, const void *v, size_t ldv, int n, size_t k);
-    /* c [m, n] = scale * a panel (+ c). a [m, k], row stride lda >= k, of bfloat16 >= k + k % 2 and
-     * 0 behind an odd k; c row stride ldc. */
-    void (*multiply)(float *c, size_t ldc, const void *a, size_t lda, const void *panel, int m,
-                     int n, size_t k, float scale, bool accumulate);
-    /* The softmax's weights, to be multiplied: y [n] = exp(x [n] - shift) in this format, where
-     * x <= shift; returns the sum. Exact as far as the format is. y may begin where x begins. */
-    float (*exp_sum)(void *y, const float *x, float shift, size_t n);
+    /* c [m, n] = a by panels (+ c), each of `columns` of the n, the next one `stride` bytes behind.
+     * a [m, k], row stride lda >= k, of bfloat16 >= k + k % 2 and 0 behind an odd k; c row stride
+     * ldc. */
+    void (*multiply)(float *c, size_t ldc, const void *a, size_t lda, const void *panels,
+                     size_t stride, int m, int n, size_t k, bool accumulate);
+    /* The softmax's weights, to be multiplied: y [n] = exp(factor * (x [n] - top)) in this format,
+     * where x <= top and factor > 0; returns the sum. Exact as far as the format is. y may begin
+     * where x begins. */
+    float (*exp_sum)(void *y, const float *x, float factor, float top, size_t n);
     void (*add_scaled)(float *y, const void *x, float factor, size_t n); /* y += factor * x */
 } ql_panels;
 

@@ -25,9 +25,10 @@ enum {
 };
 /* Products by our own panels: items of QL_PANEL columns by all rows, or by so few that there are
  * enough items to go evenly on several threads. The panels are packed anew for each: 2 % of the
- * time at 512 rows. Those of float32 are packed so many numbers of a column at a time, and met by
+ * time at 512 rows. So many numbers of a column are packed at a time, and those of float32 met by
  * so many rows of x, that both stay in a core's own cache. */
-enum { ENOUGH_ITEMS = 16, LEAST_ROWS = 64, PACKED_ROWS = 16, PANEL_DEPTH = 1024, CACHED_ROWS = 48 };
+enum { ENOUGH_ITEMS = 16, LEAST_ROWS = 64, PACKED_ROWS = 16, CACHED_ROWS = 48 };
+enum { PANEL_DEPTH = 1024, ROUNDED_DEPTH = 640 };
 /* Products of whole numbers: with so few rows weights come from memory, and items are of a number
  * of bytes; with more they are as products of bfloat16. */
 enum { MOST_ROWS_BY_BYTES = 4 };
@@ -108,12 +109,26 @@ static size_t shared_scratch(const ql_kernels *kernels, way way, const ql_matrix
     return 0;
 }
 
-static int panel_depth(const ql_matrix *w) { return w->n_in < PANEL_DEPTH ? w->n_in : PANEL_DEPTH; }
+static const ql_panels *format_of(const ql_kernels *kernels, const ql_matrix *w) {
+    return rounds_x(kernels, w) ? kernels->panels : kernels->panels_f32;
+}
+
+/* Numbers of a column that are packed at once, whole tiles of them. */
+static int panel_depth(const ql_panels *format, const ql_matrix *w) {
+    int most = format->item == sizeof(float) ? PANEL_DEPTH : ROUNDED_DEPTH;
+    int pieces = (w->n_in + most - 1) / most, depth = (w->n_in + pieces - 1) / pieces;
+    return (depth + QL_PANEL_DEPTH - 1) / QL_PANEL_DEPTH * QL_PANEL_DEPTH;
+}
+
+static size_t panel_bytes(const ql_panels *format, int depth) {
+    size_t whole = (size_t)(depth + QL_PANEL_DEPTH - 1) / QL_PANEL_DEPTH * QL_PANEL_DEPTH;
+    return whole * (size_t)format->columns * format->item;
+}
 
 /* Bytes of the panels of QL_PANEL columns. */
 static size_t panels_scratch(const ql_kernels *kernels, const ql_matrix *w) {
-    if (rounds_x(kernels, w)) return even(w->n_in) * QL_PANEL * sizeof(uint16_t);
-    return (size_t)panel_depth(w) * QL_PANEL * sizeof(float);
+    const ql_panels *format = format_of(kernels, w);
+    return panel_bytes(format, panel_depth(format, w)) * (size_t)(QL_PANEL / format->columns);
 }
 
 static size_t thread_scratch(const ql_kernels *kernels, way way, const ql_matrix *w) {
@@ -121,7 +136,7 @@ static size_t thread_scratch(const ql_kernels *kernels, way way, const ql_matrix
     if (way == BY_PANELS && rounds_x(kernels, w)) return panels_scratch(kernels, w);
     if (way == BY_PANELS) /* and weights unpacked to float32 */
         return panels_scratch(kernels, w) +
-               (size_t)kernels->panels_f32->columns * (size_t)panel_depth(w) * sizeof(float);
+               panel_bytes(kernels->panels_f32, panel_depth(kernels->panels_f32, w));
     if (way == BY_DOTS) return aligned((size_t)most_few_panel(w) * QL_FEW_ROWS * sizeof(float));
     if (w->dtype == QL_F32) return 0;
     return aligned((size_t)many_panel(w) * (size_t)many_columns(w) * sizeof(float));
@@ -199,60 +214,48 @@ static void round_task(void *context, int item, int thread) {
     }
 }
 
-/* Numbers at ... at + depth - 1 of the weights' rows first ... first + n - 1 as panels of float32,
- * one behind the other; unpacked [columns, depth]. */
-static void pack_float32(const region *r, const ql_matrix *w, int first, int n, int at, int depth,
-                         float *panels, float *unpacked) {
-    const ql_panels *format = r->kernels->panels_f32;
+/* Numbers at ... at + depth - 1 of the weights' rows first ... first + n - 1 as panels, one behind
+ * the other; unpacked [columns, depth], for panels of float32. */
+static void pack_weights(const region *r, const ql_matrix *w, int first, int n, int at, int depth,
+                         char *panels, float *unpacked) {
+    const ql_panels *format = format_of(r->kernels, w);
     size_t k = (size_t)w->n_in;
-    for (int j = 0; j < n; j += format->columns) {
+    for (int j = 0; j < n; j += format->columns, panels += panel_bytes(format, depth)) {
         int wide = n - j < format->columns ? n - j : format->columns;
-        size_t from = (size_t)(first + j) * k + (size_t)at, ldw = k;
-        const float *rows = (const float *)w->data + from;
-        if (w->dtype == QL_BF16) {
+        const char *rows = (const char *)w->data +
+                           ((size_t)(first + j) * k + (size_t)at) * ql_dtype_block_bytes(w->dtype);
+        if (w->dtype == QL_BF16 && format->item == sizeof(float)) {
             for (int i = 0; i < wide; i++)
-                r->kernels->unpack_bf16(unpacked + i * depth,
-                                        (const uint16_t *)w->data + from + i * k, (size_t)depth);
-            rows = unpacked;
-            ldw = (size_t)depth;
-        }
-        format->pack_rows(panels + (size_t)j * (size_t)depth, rows, ldw, wide, (size_t)depth);
-    }
-}
-
-/* Columns first ... first + n - 1 of y, rows from ... from + rows - 1, by panels of float32. */
-static void float32_rows(const region *r, const ql_linear_job *job, int first, int n, int from,
-                         int rows, float *panels) {
-    const ql_panels *format = r->kernels->panels_f32;
-    int most = panel_depth(job->w), k = job->w->n_in;
-    for (int at = 0; at < k; at += most) {
-        int depth = k - at < most ? k - at : most;
-        pack_float32(r, job->w, first, n, at, depth, panels, panels + (size_t)most * QL_PANEL);
-        for (int t = from; t < from + rows; t += CACHED_ROWS) {
-            int m = from + rows - t < CACHED_ROWS ? from + rows - t : CACHED_ROWS;
-            for (int j = 0; j < n; j += format->columns)
-                format->multiply(job->y + (size_t)t * job->ldy + first + j, job->ldy,
-                                 job->x + (size_t)t * job->ldx + at, job->ldx,
-                                 panels + (size_t)j * (size_t)depth, m,
-                                 n - j < format->columns ? n - j : format->columns, (size_t)depth,
-                                 1, job->accumulate || at > 0);
+                r->kernels->unpack_bf16(unpacked + i * depth, (const uint16_t *)rows + i * k,
+                                        (size_t)depth);
+            format->pack_rows(panels, unpacked, (size_t)depth, wide, (size_t)depth);
+        } else {
+            format->pack_rows(panels, rows, k, wide, (size_t)depth);
         }
     }
 }
 
 /* Columns first ... first + n - 1 of y, rows from ... from + rows - 1. */
 static void panel_rows(const region *r, const ql_linear_job *job, int first, int n, int from,
-                       int rows, void *panel) {
-    const ql_panels *panels = r->kernels->panels;
-    size_t k = (size_t)job->w->n_in;
-    if (!rounds_x(r->kernels, job->w)) {
-        float32_rows(r, job, first, n, from, rows, panel);
-        return;
+                       int rows, char *panels) {
+    const ql_panels *format = format_of(r->kernels, job->w);
+    bool rounded = rounds_x(r->kernels, job->w);
+    int most = panel_depth(format, job->w), k = job->w->n_in,
+        at_once = rounded ? rows : CACHED_ROWS;
+    size_t ldx = rounded ? even(k) : job->ldx;
+    const char *x = rounded ? (const char *)r->x : (const char *)job->x;
+    for (int at = 0; at < k; at += most) {
+        int depth = k - at < most ? k - at : most;
+        pack_weights(r, job->w, first, n, at, depth, panels,
+                     (float *)(panels + panels_scratch(r->kernels, job->w)));
+        for (int t = from; t < from + rows; t += at_once) {
+            int m = from + rows - t < at_once ? from + rows - t : at_once;
+            format->multiply(job->y + (size_t)t * job->ldy + first, job->ldy,
+                             x + ((size_t)t * ldx + at) * format->item, ldx, panels,
+                             panel_bytes(format, depth), m, n, (size_t)depth,
+                             job->accumulate || at > 0);
+        }
     }
-    panels->pack_rows(panel, (const uint16_t *)job->w->data + first * k, k, n, k);
-    panels->multiply(job->y + (size_t)from * job->ldy + first, job->ldy,
-                     r->x + (size_t)from * even((int)k), even((int)k), panel, rows, n, k, 1,
-                     job->accumulate);
 }
 
 /* The same by whole numbers; first is that of a strip. */

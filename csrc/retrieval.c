@@ -35,15 +35,15 @@ typedef struct few_queries {
         float keys[MOST_KEYS * PANEL_DIM];      /* [MOST_KEYS, D], for a panel of float32 */
         uint16_t queries[QL_PANEL * PANEL_DIM]; /* [n, D], on their way into one of bfloat16 */
     } rows;
-    float products[MOST_KEYS * QL_PANEL];
+    float products[MOST_KEYS * QL_PANEL] __attribute__((aligned(64)));
 } few_queries;
 
 static ql_dtype kept_dtype(const ql_memory *m) {
     return ql_memory_skims(m) ? m->keys.dtype : m->config.kv_dtype;
 }
 
-/* The next of the queries from q on. By a panel they take the time of a whole step of columns:
- * where they fill hardly a third of one, the few-row kernels take less. So they do where keys are
+/* The next of the queries from q on. By a panel they take the time of all its columns:
+ * where they fill hardly a third of them, the few-row kernels take less. So they do where keys are
  * kept as float32 or int8. */
 static void take_queries(const ranking *r, few_queries *few, ql_head head, const float *q,
                          int left) {
@@ -54,7 +54,7 @@ static void take_queries(const ranking *r, few_queries *few, ql_head head, const
     few->head = head;
     few->queries = q;
     few->n = (int)min64(panels->columns, left);
-    few->panels = fits && 3 * few->n > panels->step ? panels : NULL;
+    few->panels = fits && 3 * few->n > panels->columns ? panels : NULL;
     if (!few->panels) {
         few->n = (int)min64(QL_FEW_ROWS, left);
     } else if (rounded) {
@@ -86,9 +86,9 @@ static void meet_keys(const ranking *r, few_queries *few, float *best, const cha
         kernels->unpack_bf16(few->rows.keys, (const uint16_t *)keys, n_keys * D);
         rows = few->rows.keys;
     }
-    /* Whole steps: storing part of a row of products takes longer than computing all of it. */
-    int wide = (few->n + panels->step - 1) / panels->step * panels->step;
-    panels->multiply(products, (size_t)wide, rows, D, &few->panel, (int)n_keys, wide, D, 1, false);
+    /* All columns: storing part of a row of products takes longer than computing all of it. */
+    int wide = panels->columns;
+    panels->multiply(products, (size_t)wide, rows, D, &few->panel, 0, (int)n_keys, wide, D, false);
     for (size_t i = 0; i < n_keys; i++, products += wide)
         for (int j = 0; j < few->n; j++) best[j] = products[j] > best[j] ? products[j] : best[j];
 }

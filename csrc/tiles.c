@@ -8,11 +8,14 @@
 /* An item of work is a tile: a kv head by some tokens. It is computed in strips of about so many
  * rows (tokens times query heads), whose scores stay in a core's own cache. */
 enum { TILE_TOKENS = 64, STRIP_ROWS = 48 };
+/* Scores of global and of local keys begin at whole cache lines, and their weights where panels can
+ * be cut. */
+enum { WHOLE = QL_PANEL_DEPTH };
 static const size_t STRIP_BYTES = (size_t)32 << 20, GATHER_BYTES = (size_t)256 << 20;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
+static int64_t whole(int64_t n) { return (n + WHOLE - 1) / WHOLE * WHOLE; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /* ---- sizes and places ---- */
@@ -46,7 +49,7 @@ static size_t panels_of(const plan *p, int64_t columns) {
 
 /* Bytes of one panel of k numbers a column. */
 static size_t panel_bytes(const plan *p, int64_t k) {
-    return (size_t)even(k) * (size_t)p->panels->columns * p->panels->item;
+    return (size_t)whole(k) * (size_t)p->panels->columns * p->panels->item;
 }
 
 static size_t plan_keys(keys_plan *keys, const plan *p, int64_t n, size_t at) {
@@ -76,7 +79,7 @@ static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype,
     p.mass = (size_t)p.n_tiles * p.band;
     size_t rows = (size_t)p.group * p.strip_tokens;
     p.queries = aligned(rows * p.D * sizeof(float));
-    p.scores = aligned(rows * (size_t)(even(n_global) + even(p.band)) * sizeof(float));
+    p.scores = aligned(rows * (size_t)(whole(n_global) + whole(p.band)) * sizeof(float));
     p.per_thread = 3 * p.queries + p.scores + aligned(rows * sizeof(float));
     return p;
 }
@@ -158,38 +161,33 @@ static void pack_task(void *context, int item, int thread) {
 
 /* ---- the two products of a strip ---- */
 
-/* scores [rows, n] (stride) = queries [rows, D] times the keys from ... from + n - 1; from is a
- * multiple of QL_PANEL. */
+/* scores [rows, n] (stride), not scaled, = queries [rows, D] times the keys from ... from + n - 1;
+ * from is a multiple of QL_PANEL. */
 static void multiply_keys(const tiles *x, float *scores, size_t stride, const void *queries,
                           const keys_plan *keys, const char *head, int rows, int64_t from,
                           int64_t n) {
     const plan *p = &x->plan;
     size_t D = (size_t)p->D;
-    float scale = 1 / sqrtf((float)p->D);
-    int wide = p->panels->columns;
-    for (int64_t at = 0; at < n; at += wide) {
-        const char *panel = head + keys->key_panels + (from + at) / wide * panel_bytes(p, p->D);
-        p->panels->multiply(scores + at, stride, queries, D, panel, rows, (int)min64(n - at, wide),
-                            D, scale, false);
-    }
+    size_t panel = panel_bytes(p, p->D);
+    p->panels->multiply(scores, stride, queries, D,
+                        head + keys->key_panels + from / p->panels->columns * panel, panel, rows,
+                        (int)n, D, false);
 }
 
 /* out [rows, D] += weights [rows, n] (stride numbers apart) times the values of the keys from ...
- * from + n - 1; from is even. */
+ * from + n - 1; from is whole. */
 static void multiply_values(const tiles *x, float *out, const char *weights, size_t stride,
                             const keys_plan *keys, const char *head, int rows, int64_t from,
                             int64_t n) {
     const plan *p = &x->plan;
-    for (int at = 0, wide = p->panels->columns; at < p->D; at += wide) {
-        const char *panel = head + keys->value_panels + at / wide * panel_bytes(p, keys->n);
-        p->panels->multiply(out + at, p->D, weights, stride, panel + panel_bytes(p, from), rows,
-                            (int)min64(p->D - at, wide), (size_t)n, 1, true);
-    }
+    p->panels->multiply(out, p->D, weights, stride,
+                        head + keys->value_panels + panel_bytes(p, from), panel_bytes(p, keys->n),
+                        rows, p->D, (size_t)n, true);
 }
 
 /* ---- a strip: some tokens of a tile ---- */
 
-typedef struct strip { /* scores are [rows, columns]: global keys, local keys; both begin even */
+typedef struct strip { /* scores are [rows, columns]: global keys, local keys */
     int g, t0, n, rows;
     int64_t n_global; /* keys that the last query sees */
     int64_t skip;     /* local keys before column local_at, whole panels */
@@ -206,8 +204,8 @@ static strip cut_strip(const tiles *x, int g, int t0, int n) {
     if (a->reach <= begin) t.skip = max64(0, begin - a->reach + 1 - local_first);
     t.skip -= t.skip % QL_PANEL;
     t.n_band = last + 1 - local_first - t.skip;
-    t.local_at = even(t.n_global);
-    t.columns = (size_t)(t.local_at + even(t.n_band));
+    t.local_at = whole(t.n_global);
+    t.columns = (size_t)(t.local_at + whole(t.n_band));
     return t;
 }
 
@@ -245,13 +243,15 @@ static float softmax_row(const tiles *x, const strip *t, float *scores, float *m
             to = p + 1 - a->local[0].first - t->skip, n = to - from;
     float *local = scores + t->local_at;
     float far = a->kernels->max(scores, (size_t)seen),
-          near = a->kernels->max(local + from, (size_t)n), top = far > near ? far : near;
+          near = a->kernels->max(local + from, (size_t)n), top = far > near ? far : near,
+          scale = 1 / sqrtf((float)x->plan.D);
     /* Nothing is overwritten before it is read: a weight takes no more room than its score. */
     char *weights = (char *)scores, *local_weights = weights + t->local_at * panels->item,
          *end = weights + t->columns * panels->item;
-    float sum = panels->exp_sum(weights, scores, top, (size_t)seen);
+    float sum = panels->exp_sum(weights, scores, scale, top, (size_t)seen);
     memset(weights + seen * panels->item, 0, (size_t)(t->local_at - seen) * panels->item);
-    sum += panels->exp_sum(local_weights + from * panels->item, local + from, top, (size_t)n);
+    sum +=
+        panels->exp_sum(local_weights + from * panels->item, local + from, scale, top, (size_t)n);
     memset(local_weights, 0, (size_t)from * panels->item);
     memset(local_weights + to * panels->item, 0,
            (size_t)(end - local_weights) - (size_t)to * panels->item);
@@ -277,7 +277,7 @@ static void attend_strip(const tiles *x, const strip *t, float *mass, char *scra
             softmax_row(x, t, scores + (size_t)i * t->columns,
                         mass ? mass + i / t->n * p->mass : NULL, a->first + t->t0 + i % t->n);
     size_t stride = t->columns * sizeof(float) / p->panels->item;
-    int64_t unseen = first_seen(x, t, a->first + t->t0) / 2 * 2;
+    int64_t unseen = first_seen(x, t, a->first + t->t0) / WHOLE * WHOLE;
     memset(out, 0, (size_t)t->rows * p->D * sizeof *out);
     multiply_values(x, out, weights, stride, &p->global, head, t->rows, 0, t->n_global);
     multiply_values(x, out, weights + (t->local_at + unseen) * p->panels->item, stride, &p->local,

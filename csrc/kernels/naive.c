@@ -185,23 +185,26 @@ static void panel_pack_columns(void *panel, const void *v, size_t ldv, int n, si
                 j < n && i < k ? ((const uint16_t *)v)[i * ldv + j] : 0;
 }
 
-static void panel_multiply(float *c, size_t ldc, const void *a, size_t lda, const void *panel,
-                           int m, int n, size_t k, float scale, bool accumulate) {
-    const uint16_t *left = a, *right = panel;
+static void panel_multiply(float *c, size_t ldc, const void *a, size_t lda, const void *panels,
+                           size_t stride, int m, int n, size_t k, bool accumulate) {
+    const uint16_t *left = a;
     for (int i = 0; i < m; i++) {
         for (int j = 0; j < n; j++) {
+            const uint16_t *right =
+                (const uint16_t *)((const char *)panels + j / QL_PANEL * stride);
             double sum = 0;
             for (size_t p = 0; p < k; p++)
-                sum += (double)from_bf16(left[i * lda + p]) * from_bf16(right[panel_at(p, j)]);
-            c[i * ldc + j] = (float)(sum * scale) + (accumulate ? c[i * ldc + j] : 0);
+                sum += (double)from_bf16(left[i * lda + p]) *
+                       from_bf16(right[panel_at(p, j % QL_PANEL)]);
+            c[i * ldc + j] = (float)sum + (accumulate ? c[i * ldc + j] : 0);
         }
     }
 }
 
-static float panel_exp_sum(void *y, const float *x, float shift, size_t n) {
+static float panel_exp_sum(void *y, const float *x, float factor, float top, size_t n) {
     double total = 0;
     for (size_t i = 0; i < n; i++) {
-        float value = (float)exp((double)(x[i] - shift));
+        float value = (float)exp((double)factor * (x[i] - top));
         ((uint16_t *)y)[i] = to_bf16(value);
         total += value;
     }
@@ -215,7 +218,8 @@ static void panel_add_scaled(float *y, const void *x, float factor, size_t n) {
 static const ql_panels panels = {
     .item = sizeof(uint16_t),
     .columns = QL_PANEL,
-    .step = 1,
+    .tile = QL_PANEL,
+    .depth = 2,
     .pack_rows = panel_pack_rows,
     .pack_columns = panel_pack_columns,
     .multiply = panel_multiply,
@@ -235,22 +239,24 @@ static void product_pack_columns(void *panel, const void *v, size_t ldv, int n, 
             ((float *)panel)[i * QL_PANEL + j] = j < n ? ((const float *)v)[i * ldv + j] : 0;
 }
 
-static void product_multiply(float *c, size_t ldc, const void *a, size_t lda, const void *panel,
-                             int m, int n, size_t k, float scale, bool accumulate) {
-    const float *left = a, *right = panel;
+static void product_multiply(float *c, size_t ldc, const void *a, size_t lda, const void *panels,
+                             size_t stride, int m, int n, size_t k, bool accumulate) {
+    const float *left = a;
     for (int i = 0; i < m; i++) {
         for (int j = 0; j < n; j++) {
+            const float *right = (const float *)((const char *)panels + j / QL_PANEL * stride);
             double sum = 0;
             for (size_t p = 0; p < k; p++)
-                sum += (double)left[i * lda + p] * right[p * QL_PANEL + j];
-            c[i * ldc + j] = (float)(sum * scale) + (accumulate ? c[i * ldc + j] : 0);
+                sum += (double)left[i * lda + p] * right[p * QL_PANEL + j % QL_PANEL];
+            c[i * ldc + j] = (float)sum + (accumulate ? c[i * ldc + j] : 0);
         }
     }
 }
 
-static float product_exp_sum(void *y, const float *x, float shift, size_t n) {
-    memmove(y, x, n * sizeof *x);
-    return exp_sum(y, shift, n);
+static float product_exp_sum(void *y, const float *x, float factor, float top, size_t n) {
+    float *to = y;
+    for (size_t i = 0; i < n; i++) to[i] = factor * (x[i] - top);
+    return exp_sum(to, 0, n);
 }
 
 static void product_add_scaled(float *y, const void *x, float factor, size_t n) {
@@ -260,7 +266,8 @@ static void product_add_scaled(float *y, const void *x, float factor, size_t n) 
 static const ql_panels panels_f32 = {
     .item = sizeof(float),
     .columns = QL_PANEL,
-    .step = 1,
+    .tile = QL_PANEL,
+    .depth = 1,
     .pack_rows = product_pack_rows,
     .pack_columns = product_pack_columns,
     .multiply = product_multiply,

@@ -1,33 +1,5 @@
 /* Products with weights of few bits: every CPU variant against the naive twin, by name. */
-#include <stdlib.h>
-
-#include "check.h"
-#include "kernels.h"
-#include "ql.h"
-
-static const ql_kernels *naive, *tested;
-static uint64_t seed = 1;
-
-/* Uniform in [-1, 1). */
-static float uniform(void) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (float)(int32_t)(seed >> 32) * 0x1p-31f;
-}
-
-static float *floats(size_t n) {
-    float *x = malloc((n + 1) * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = uniform();
-    return x;
-}
-
-static double worst(const float *got, const float *expected, size_t n) {
-    double most = 0;
-    for (size_t i = 0; i < n; i++) {
-        double difference = fabs((double)got[i] - (double)expected[i]);
-        if (!(difference <= most)) most = difference;
-    }
-    return most;
-}
+#include "twins.h"
 
 /* Random strips of n rows, fit to be read up to their last byte and not beyond. */
 static uint8_t *strips(bool q4, size_t n, size_t k, size_t *bytes) {
@@ -138,17 +110,13 @@ static void roundings(void) {
         }
 }
 
+static void all(void) {
+    RUN(integers);
+    RUN(extreme_integers);
+    RUN(roundings);
+}
+
 int main(void) {
-    naive = ql_kernels_get("naive");
-    const char *list[QL_MAX_VARIANTS];
-    int n = ql_cpu_variants(list);
-    for (int i = 0; i < n; i++) {
-        tested = ql_kernels_get(list[i]);
-        int failures = check_failures;
-        RUN(integers);
-        RUN(extreme_integers);
-        RUN(roundings);
-        printf("%s: %s\n", list[i], check_failures == failures ? "as the twin" : "differs");
-    }
+    each_variant(all);
     return check_report("test_integers");
 }

@@ -1,42 +1,8 @@
 /* Every CPU variant against the naive twin: odd sizes, unaligned rows, NaN and infinity; and
  * results that must not depend on how rows are grouped. */
-#include <stdlib.h>
-
-#include "check.h"
-#include "kernels.h"
-#include "ql.h"
+#include "twins.h"
 
 enum { MOST = 20000 };
-
-static const ql_kernels *naive, *tested;
-static uint64_t seed = 1;
-
-/* Uniform in [-1, 1). */
-static float uniform(void) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (float)(int32_t)(seed >> 32) * 0x1p-31f;
-}
-
-static float *floats(size_t n) {
-    float *x = malloc((n + 1) * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = uniform();
-    return x;
-}
-
-static uint16_t *halves(const float *x, size_t n) {
-    uint16_t *y = malloc((n + 1) * sizeof *y);
-    naive->pack_bf16(y, x, n);
-    return y;
-}
-
-static double worst(const float *got, const float *expected, size_t n) {
-    double most = 0;
-    for (size_t i = 0; i < n; i++) {
-        double difference = fabs((double)got[i] - (double)expected[i]);
-        if (!(difference <= most)) most = difference;
-    }
-    return most;
-}
 
 static void dots_case(int n_x, size_t n_w, size_t k) {
     size_t ldx = k + 3, ldw = k + 1, ldy = n_w + 2;
@@ -197,102 +163,6 @@ static void rows_of_bytes(void) {
         tested->unpack_int8(got, row, 40);
         CHECK(isnan(got[0]) && isnan(got[39]));
     }
-}
-
-/* n numbers as a panel's format has them; the naive twin rounds. */
-static void *numbers(const ql_panels *format, const float *x, size_t n) {
-    return format->item == sizeof(float) ? memcpy(malloc((n + 1) * sizeof *x), x, n * sizeof *x)
-                                         : (void *)halves(x, n);
-}
-
-/* Two panels of k rows hold the same, as far as ours goes. */
-static void same_panels(const ql_panels *ours, const void *panel, const ql_panels *theirs,
-                        const void *expected, size_t k) {
-    if (ours->item != sizeof(float)) { /* one layout for all variants */
-        CHECK_SAME_BITS(panel, expected, k * QL_PANEL * ours->item);
-        return;
-    }
-    const float *one = panel, *other = expected;
-    for (size_t p = 0; p < k; p++, one += ours->columns, other += theirs->columns)
-        CHECK_SAME_BITS(one, other, ours->columns * sizeof *one);
-}
-
-/* Both ways of making a panel hold the same, and products with it are right up to rounding; those
- * of one row alone have the same bits. */
-static void panel_case(const ql_panels *ours, const ql_panels *theirs, int m, int n, size_t k) {
-    if (n > ours->columns) n = ours->columns;
-    size_t even = (k + 1) / 2 * 2, bytes = even * QL_PANEL * sizeof(float), size = (size_t)m * 70;
-    float *x = floats((size_t)m * even), *w = floats((size_t)n * k), *y = floats(size),
-          *z = malloc(size * sizeof *z), *v = malloc(((size_t)n * k + 1) * sizeof *v);
-    for (int i = 0; i < m && even > k; i++) x[(size_t)i * even + k] = 0;
-    for (int i = 0; i < n; i++)
-        for (size_t j = 0; j < k; j++) v[j * n + i] = w[i * k + j];
-    void *a = numbers(ours, x, (size_t)m * even), *rows = numbers(ours, w, n * k),
-         *columns = numbers(ours, v, n * k);
-    char *panel = aligned_alloc(64, bytes), *expected = aligned_alloc(64, bytes);
-    memset(panel, 0, bytes), memset(expected, 0, bytes);
-    theirs->pack_rows(expected, rows, k, n, k);
-    ours->pack_rows(panel, rows, k, n, k);
-    same_panels(ours, panel, theirs, expected, k);
-    theirs->pack_columns(expected, columns, n, n, k);
-    same_panels(ours, panel, theirs, expected, k);
-    memset(panel, 0xff, even * QL_PANEL * ours->item);
-    ours->pack_columns(panel, columns, n, n, k);
-    same_panels(ours, panel, theirs, expected, k);
-    for (int accumulate = 0; accumulate < 2; accumulate++) {
-        memcpy(z, y, size * sizeof *z);
-        float *last = y + (size_t)(m - 1) * 70;
-        memcpy(v, last, (size_t)n * sizeof *v);
-        theirs->multiply(z, 70, a, even, expected, m, n, k, 0.5f, accumulate);
-        ours->multiply(y, 70, a, even, panel, m, n, k, 0.5f, accumulate);
-        for (size_t i = 0; i < size; i++) CHECK_NEAR(y[i], z[i], 1e-6 * sqrt((double)k));
-        ours->multiply(v, 70, (char *)a + (size_t)(m - 1) * even * ours->item, even, panel, 1, n, k,
-                       0.5f, accumulate);
-        CHECK_SAME_BITS(v, last, (size_t)n * sizeof *v);
-    }
-    free(x), free(w), free(y), free(z), free(v), free(a), free(rows), free(columns), free(panel);
-    free(expected);
-}
-
-/* The softmax's weights: their sum, what they add to another row, and untouched ends. */
-static void weights_case(const ql_panels *ours, const ql_panels *theirs, size_t n) {
-    float x[200], in_place[200], y[200], z[200], sums[200], twin[200];
-    for (size_t i = 0; i < 200; i++) {
-        x[i] = in_place[i] = i % 7 ? 4 * uniform() - 4 : -60 + 60 * uniform();
-        y[i] = z[i] = sums[i] = twin[i] = 7;
-    }
-    float got = ours->exp_sum(y, x, 0.5f, n), expected = theirs->exp_sum(z, x, 0.5f, n);
-    bool exact = ours->item == sizeof(float);
-    CHECK_NEAR(got, expected, (exact ? 1e-6 : 1e-4) * expected + 1e-37);
-    ours->exp_sum(in_place, in_place, 0.5f, n);
-    CHECK_SAME_BITS(in_place, y, n * ours->item);
-    CHECK_SAME_BITS((char *)y + n * ours->item, (char *)z + n * ours->item,
-                    sizeof y - n * ours->item);
-    for (size_t i = 0; i < n && exact; i++) CHECK_NEAR(y[i], z[i], 3e-7 * z[i] + 1.2e-38);
-    for (size_t i = 0; i < n && !exact; i++) { /* rounded to one side of the twin's or the other */
-        int one = ((uint16_t *)y)[i], other = ((uint16_t *)z)[i];
-        CHECK(abs(one - other) <= 1 || other <= 0x80); /* denormal numbers may be 0 */
-    }
-    ours->add_scaled(sums, y, 0.3f, n);
-    theirs->add_scaled(twin, y, 0.3f, n);
-    CHECK_NEAR(worst(sums, twin, 200), 0, 1e-6);
-}
-
-static void panels_of(const ql_panels *ours, const ql_panels *theirs) {
-    const int shapes[][3] = {{1, 1, 1},    {6, 64, 64},    {7, 63, 33}, {13, 17, 576}, {5, 16, 31},
-                             {200, 64, 2}, {12, 48, 1000}, {3, 33, 95}, {4, 5, 3},     {2, 8, 64}};
-    for (int i = 0; i < 10; i++)
-        panel_case(ours, theirs, shapes[i][0], shapes[i][1], (size_t)shapes[i][2]);
-    for (size_t n = 0; n < 130; n++) weights_case(ours, theirs, n);
-    float ends[] = {-INFINITY, -1e30f, -200, 0, NAN}, out[5];
-    CHECK_NEAR(ours->exp_sum(out, ends, 0, 4), 1, 1e-4);
-    CHECK(ours->exp_sum(out, ends, 0, 3) == 0);
-    CHECK(isnan(ours->exp_sum(out, ends, 0, 5)));
-}
-
-static void panels(void) {
-    panels_of(tested->panels_f32, naive->panels_f32);
-    if (tested->panels) panels_of(tested->panels, naive->panels);
 }
 
 static void conversions(void) {
@@ -470,26 +340,21 @@ static void names(void) {
     CHECK_CONTAINS(ql_cpu_variant(), list[0]);
 }
 
+static void all(void) {
+    RUN(dots);
+    RUN(mix);
+    RUN(rows_of_bytes);
+    RUN(conversions);
+    RUN(exponentials);
+    RUN(gates);
+    RUN(norms);
+    RUN(rotations);
+    RUN(small_ones);
+    RUN(bad_numbers);
+}
+
 int main(void) {
     RUN(names);
-    naive = ql_kernels_get("naive");
-    const char *list[QL_MAX_VARIANTS];
-    int n = ql_cpu_variants(list);
-    for (int i = 0; i < n; i++) {
-        tested = ql_kernels_get(list[i]);
-        int failures = check_failures;
-        RUN(dots);
-        RUN(mix);
-        RUN(rows_of_bytes);
-        RUN(panels);
-        RUN(conversions);
-        RUN(exponentials);
-        RUN(gates);
-        RUN(norms);
-        RUN(rotations);
-        RUN(small_ones);
-        RUN(bad_numbers);
-        printf("%s: %s\n", list[i], check_failures == failures ? "as the twin" : "differs");
-    }
+    each_variant(all);
     return check_report("test_kernels");
 }
