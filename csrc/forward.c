@@ -6,7 +6,7 @@
 #include "store.h"
 #include "threads.h"
 
-enum { ROWS = 16 }; /* rows of one item of the element-wise work */
+enum { ROWS = 16 }; /* of an item of norms */
 
 /* ---- workspace ---- */
 
@@ -48,9 +48,11 @@ static size_t product_scratch(const ql_model *model, int n_rows) {
     size_t bytes = largest(64, matrix_scratch(model, &model->weights.head, n_rows));
     for (int i = 0; i < model->config.num_hidden_layers; i++) {
         const ql_layer *l = &model->weights.layers[i];
-        const ql_matrix *matrices[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        const ql_matrix *matrices[] = {&l->q, &l->k, &l->v, &l->o};
         for (size_t j = 0; j < sizeof matrices / sizeof *matrices; j++)
             bytes = largest(bytes, matrix_scratch(model, matrices[j], n_rows));
+        ql_mlp mlp = {&l->gate, &l->up, &l->down};
+        bytes = largest(bytes, ql_mlp_scratch(model->kernels, model->n_threads, &mlp, n_rows));
     }
     return aligned(bytes);
 }
@@ -58,13 +60,13 @@ static size_t product_scratch(const ql_model *model, int n_rows) {
 ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_tokens,
                               size_t attention_bytes, ql_error *err) {
     const ql_config *c = &model->config;
-    size_t E = c->hidden_size, F = c->intermediate_size, D = c->head_dim;
+    size_t E = c->hidden_size, D = c->head_dim;
     size_t queries = c->num_attention_heads * D, keys = c->num_key_value_heads * D;
     struct {
         float **at;
         size_t row;
-    } parts[] = {{&w->x, E},    {&w->h, E},           {&w->q, queries}, {&w->k, keys},
-                 {&w->v, keys}, {&w->heads, queries}, {&w->gate, F},    {&w->up, F}};
+    } parts[] = {{&w->x, E},    {&w->h, E},    {&w->q, queries},
+                 {&w->k, keys}, {&w->v, keys}, {&w->heads, queries}};
     enum { N_PARTS = sizeof parts / sizeof *parts };
     size_t need = largest(product_scratch(model, n_tokens), attention_bytes);
     for (int i = 0; i < N_PARTS; i++) need += aligned(n_tokens * parts[i].row * sizeof(float));
@@ -88,45 +90,28 @@ ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_toke
     return QL_OK;
 }
 
-/* ---- element-wise work, in rows ---- */
+/* ---- norms ---- */
 
-typedef struct rows {
-    const ql_kernels *kernels;
+typedef struct norm {
+    const ql_model *model;
     float *y;
-    const float *a, *b; /* b: [width] of the norm, else [T, width] */
-    size_t width;
+    const float *x, *weight;
     int n;
-    float eps;
-} rows;
+} norm;
 
 static void norm_task(void *context, int item, int thread) {
     (void)thread;
-    const rows *r = context;
+    const norm *r = context;
+    size_t E = r->model->config.hidden_size;
     for (int t = item * ROWS; t < r->n && t < (item + 1) * ROWS; t++)
-        r->kernels->rmsnorm(r->y + t * r->width, r->a + t * r->width, r->b, r->width, r->eps);
+        r->model->kernels->rmsnorm(r->y + t * E, r->x + t * E, r->weight, E,
+                                   (float)r->model->config.rms_norm_eps);
 }
 
-static void swiglu_task(void *context, int item, int thread) {
-    (void)thread;
-    const rows *r = context;
-    for (int t = item * ROWS; t < r->n && t < (item + 1) * ROWS; t++)
-        r->kernels->swiglu(r->y + t * r->width, r->a + t * r->width, r->b + t * r->width, r->width);
-}
-
-static void by_rows(const ql_model *model, ql_task task, rows *r) {
-    int n_items = (r->n + ROWS - 1) / ROWS;
-    ql_parallel(n_items > 1 ? model->n_threads : 1, n_items, task, r);
-}
-
-static void norm(const ql_model *model, float *y, const float *x, const float *weight, int n) {
-    rows r = {model->kernels,
-              y,
-              x,
-              weight,
-              model->config.hidden_size,
-              n,
-              (float)model->config.rms_norm_eps};
-    by_rows(model, norm_task, &r);
+static void normalise(const ql_model *model, float *y, const float *x, const float *weight, int n) {
+    norm r = {model, y, x, weight, n};
+    int n_items = (n + ROWS - 1) / ROWS;
+    ql_parallel(n_items > 1 ? model->n_threads : 1, n_items, norm_task, &r);
 }
 
 /* ---- products ---- */
@@ -152,7 +137,7 @@ static void add_product(const ql_model *model, ql_workspace *w, float *y, const 
 /* The last layer of a session that skims: only its queries and keys are wanted. */
 static void layer_keys(const ql_model *model, ql_memory *memory, ql_workspace *w, int l, int n) {
     const ql_layer *layer = &model->weights.layers[l];
-    norm(model, w->h, w->x, layer->input_norm, n);
+    normalise(model, w->h, w->x, layer->input_norm, n);
     ql_linear_job qk[] = {job(w->q, w->h, &layer->q), job(w->k, w->h, &layer->k)};
     multiply(model, w, qk, 2, n);
     ql_memory_note(memory, l, w->q, w->k);
@@ -160,18 +145,15 @@ static void layer_keys(const ql_model *model, ql_memory *memory, ql_workspace *w
 
 static void layer_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, int l, int n) {
     const ql_layer *layer = &model->weights.layers[l];
-    norm(model, w->h, w->x, layer->input_norm, n);
+    normalise(model, w->h, w->x, layer->input_norm, n);
     ql_linear_job qkv[] = {job(w->q, w->h, &layer->q), job(w->k, w->h, &layer->k),
                            job(w->v, w->h, &layer->v)};
     multiply(model, w, qkv, 3, n);
     ql_memory_attend(memory, l, w->heads, w->q, w->k, w->v, w->scratch);
     add_product(model, w, w->x, w->heads, &layer->o, n);
-    norm(model, w->h, w->x, layer->post_attention_norm, n);
-    ql_linear_job mlp[] = {job(w->gate, w->h, &layer->gate), job(w->up, w->h, &layer->up)};
-    multiply(model, w, mlp, 2, n);
-    rows swiglu = {model->kernels, w->gate, w->gate, w->up, model->config.intermediate_size, n, 0};
-    by_rows(model, swiglu_task, &swiglu);
-    add_product(model, w, w->x, w->gate, &layer->down, n);
+    normalise(model, w->h, w->x, layer->post_attention_norm, n);
+    ql_mlp mlp = {&layer->gate, &layer->up, &layer->down};
+    ql_mlp_add(model->kernels, model->n_threads, &mlp, w->x, w->h, n, w->scratch);
 }
 
 static ql_status stopped(const ql_feed *feed, ql_error *err) {
@@ -197,7 +179,7 @@ ql_status ql_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, 
     }
     if ((status = stopped(feed, err))) return status;
     if (n_logits > 0) {
-        norm(model, w->h, w->x + (size_t)(n - n_logits) * E, model->weights.norm, n_logits);
+        normalise(model, w->h, w->x + (size_t)(n - n_logits) * E, model->weights.norm, n_logits);
         ql_linear_job head = job(logits, w->h, &model->weights.head);
         multiply(model, w, &head, 1, n_logits);
     }

@@ -1,348 +1,283 @@
 #include "linear.h"
 
-#include <string.h>
-
-#include "blas.h"
-#include "quant.h"
-#include "strips.h"
 #include "threads.h"
 
-/* Few rows: a panel is at most about so many bytes of weights, and whole groups of rows as the
- * kernels take them. Results of the few-row kernels do not depend on panels at all. */
-enum { FEW_BYTES = 128 << 10, FEW_GROUP = 8, MOST_FEW_ROWS = 512 };
-/* Up to so many rows of x the few-row kernels, called again for each QL_FEW_ROWS rows, are faster
- * than sgemm. */
-enum { MOST_ROWS_BY_DOTS = 64, MOST_ROWS_BEFORE_PANELS = 4 };
-/* Many rows: a matrix is cut into a power of two panels (so they go evenly on 2, 4, 8, 16 threads),
- * 16 where it is large enough; narrower ones are slower, as sgemm packs x anew for each. bfloat16
- * is unpacked in blocks of so many values. */
-enum {
-    LEAST_PANEL = 128,
-    MOST_PANEL = 512,
-    MANY_PANELS = 16,
-    WHOLE = 16,
-    UNPACKED_VALUES = 256 << 10
-};
-/* Products by our own panels: items of QL_PANEL columns by all rows, or by so few that there are
- * enough items to go evenly on several threads. The panels are packed anew for each: 2 % of the
- * time at 512 rows. So many numbers of a column are packed at a time, and those of float32 met by
- * so many rows of x, that both stay in a core's own cache. */
-enum { ENOUGH_ITEMS = 16, LEAST_ROWS = 64, PACKED_ROWS = 16, CACHED_ROWS = 48 };
-enum { PANEL_DEPTH = 1024, ROUNDED_DEPTH = 640 };
-/* Products of whole numbers: with so few rows weights come from memory, and items are of a number
- * of bytes; with more they are as products of bfloat16. */
-enum { MOST_ROWS_BY_BYTES = 4 };
+/* Rows of x in an item of rounding, and the fewest in an item of a product. */
+enum { ROUNDED_ROWS = 16, LEAST_ROWS = 64 };
 
-typedef enum way { BY_DOTS, BY_SGEMM, BY_PANELS, BY_INTEGERS } way;
-
-typedef struct region {
-    const ql_kernels *kernels;
-    const ql_linear_job *jobs;
-    int n_rows;
-    way way;
-    int panel[QL_MAX_JOBS]; /* rows of W in a panel of each job */
-    int rows[QL_MAX_JOBS];  /* rows of x in an item of each job */
-    int end[QL_MAX_JOBS];   /* items of this job and those before it */
-    uint16_t *x;            /* [T, even_k] as bfloat16, for BY_PANELS of bfloat16 */
-    ql_group *groups;       /* [T, groups_of(k)], for BY_INTEGERS */
-    char *scratch;
-    size_t scratch_stride; /* bytes of each thread */
-} region;
-
-static bool in_strips(const ql_matrix *w) { return w->dtype == QL_INT8 || w->dtype == QL_Q4; }
-
-/* Rows that the few-row kernels take at once. */
-static int few_group(const ql_matrix *w) {
-    return in_strips(w) ? QL_STREAMS * QL_STRIP : FEW_GROUP;
-}
-
-static int most_few_panel(const ql_matrix *w) {
-    size_t k = (size_t)w->n_in, group = (size_t)few_group(w);
-    size_t bytes = in_strips(w) ? QL_STREAMS * ql_strip_bytes(w->dtype, k)
-                                : FEW_GROUP * k * ql_dtype_block_bytes(w->dtype);
-    size_t rows = FEW_BYTES / bytes * group;
-    return (int)(rows < group ? group : rows > MOST_FEW_ROWS ? MOST_FEW_ROWS : rows);
-}
-
-/* So that panels go evenly on the threads. */
-static int few_panel(const ql_matrix *w, int n_threads) {
-    int most = most_few_panel(w), group = few_group(w), n = (w->n_out + most - 1) / most;
-    n = (n + n_threads - 1) / n_threads * n_threads;
-    int rows = (w->n_out + n - 1) / n;
-    return (rows + group - 1) / group * group;
-}
-
-static int many_panel(const ql_matrix *w) {
-    int n = 1;
-    while (n < MANY_PANELS ? w->n_out >= 2 * n * LEAST_PANEL : w->n_out > n * MOST_PANEL) n *= 2;
-    int rows = (w->n_out + n - 1) / n;
-    return (rows + WHOLE - 1) / WHOLE * WHOLE;
-}
-
-/* Columns of a panel of bfloat16 that are unpacked at once. */
-static int many_columns(const ql_matrix *w) {
-    int most = UNPACKED_VALUES / many_panel(w);
-    return w->n_in < most ? w->n_in : most;
-}
-
-/* Whether panels of these weights are of bfloat16, as x must then be. */
-static bool rounds_x(const ql_kernels *kernels, const ql_matrix *w) {
-    return w->dtype == QL_BF16 && kernels->panels;
-}
-
-static way way_of(const ql_kernels *kernels, const ql_matrix *w, int n_rows) {
-    if (in_strips(w)) return BY_INTEGERS;
-    if (rounds_x(kernels, w)) return n_rows <= MOST_ROWS_BEFORE_PANELS ? BY_DOTS : BY_PANELS;
-    if (n_rows <= MOST_ROWS_BY_DOTS) return BY_DOTS;
-    return kernels->beats_blas ? BY_PANELS : BY_SGEMM;
-}
-
-static size_t even(int k) { return (size_t)(k + 1) / 2 * 2; }
-static size_t groups_of(int k) { return (size_t)(k + QL_GROUP - 1) / QL_GROUP; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
+static int min(int a, int b) { return a < b ? a : b; }
 
-/* Bytes of the rounded x, before the threads' own. */
-static size_t shared_scratch(const ql_kernels *kernels, way way, const ql_matrix *w, int n_rows) {
-    if (way == BY_PANELS && rounds_x(kernels, w))
-        return aligned((size_t)n_rows * even(w->n_in) * sizeof(uint16_t));
-    if (way == BY_INTEGERS) return aligned((size_t)n_rows * groups_of(w->n_in) * sizeof(ql_group));
-    return 0;
+/* ---- x as products take it ---- */
+
+typedef struct operand { /* [T, k] */
+    const char *rows;
+    size_t row_bytes;
+} operand;
+
+typedef struct rounding {
+    const ql_kernels *kernels;
+    const ql_matrix *w;
+    ql_way way;
+    const float *x;
+    size_t ldx, row_bytes;
+    int n_rows;
+    char *to;
+} rounding;
+
+static size_t operand_bytes(const ql_kernels *kernels, const ql_matrix *w, ql_way way, int n_rows) {
+    return aligned((size_t)n_rows * ql_rounded_bytes(kernels, w, way, (size_t)w->n_in));
 }
 
-static const ql_panels *format_of(const ql_kernels *kernels, const ql_matrix *w) {
-    return rounds_x(kernels, w) ? kernels->panels : kernels->panels_f32;
-}
-
-/* Numbers of a column that are packed at once, whole tiles of them. */
-static int panel_depth(const ql_panels *format, const ql_matrix *w) {
-    int most = format->item == sizeof(float) ? PANEL_DEPTH : ROUNDED_DEPTH;
-    int pieces = (w->n_in + most - 1) / most, depth = (w->n_in + pieces - 1) / pieces;
-    return (depth + QL_PANEL_DEPTH - 1) / QL_PANEL_DEPTH * QL_PANEL_DEPTH;
-}
-
-static size_t panel_bytes(const ql_panels *format, int depth) {
-    size_t whole = (size_t)(depth + QL_PANEL_DEPTH - 1) / QL_PANEL_DEPTH * QL_PANEL_DEPTH;
-    return whole * (size_t)format->columns * format->item;
-}
-
-/* Bytes of the panels of QL_PANEL columns. */
-static size_t panels_scratch(const ql_kernels *kernels, const ql_matrix *w) {
-    const ql_panels *format = format_of(kernels, w);
-    return panel_bytes(format, panel_depth(format, w)) * (size_t)(QL_PANEL / format->columns);
-}
-
-static size_t thread_scratch(const ql_kernels *kernels, way way, const ql_matrix *w) {
-    if (way == BY_INTEGERS) return 0;
-    if (way == BY_PANELS && rounds_x(kernels, w)) return panels_scratch(kernels, w);
-    if (way == BY_PANELS) /* and weights unpacked to float32 */
-        return panels_scratch(kernels, w) +
-               panel_bytes(kernels->panels_f32, panel_depth(kernels->panels_f32, w));
-    if (way == BY_DOTS) return aligned((size_t)most_few_panel(w) * QL_FEW_ROWS * sizeof(float));
-    if (w->dtype == QL_F32) return 0;
-    return aligned((size_t)many_panel(w) * (size_t)many_columns(w) * sizeof(float));
-}
-
-size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, int n_rows) {
-    size_t most = 0;
-    const way ways[] = {way_of(kernels, w, n_rows), way_of(kernels, w, 1)};
-    for (int i = 0; i < 2; i++) { /* there may be fewer rows */
-        size_t bytes = shared_scratch(kernels, ways[i], w, n_rows) +
-                       (size_t)n_threads * thread_scratch(kernels, ways[i], w);
-        if (bytes > most) most = bytes;
-    }
-    return most;
-}
-
-static void add_rows(const region *r, float *y, size_t ldy, const float *x, size_t ldx, int n_rows,
-                     int n) {
-    for (int t = 0; t < n_rows; t++)
-        r->kernels->add(y + (size_t)t * ldy, x + (size_t)t * ldx, (size_t)n);
-}
-
-/* y [n_rows, n] = x times rows first ... first + n - 1 of the matrix, QL_FEW_ROWS rows of x at a
- * time. */
-static void few_rows(const region *r, const ql_linear_job *job, int first, int n, float *scratch) {
-    const ql_matrix *w = job->w;
-    size_t k = (size_t)w->n_in, at = (size_t)first * k;
-    for (int t = 0; t < r->n_rows; t += QL_FEW_ROWS) {
-        int n_x = r->n_rows - t < QL_FEW_ROWS ? r->n_rows - t : QL_FEW_ROWS;
-        const float *x = job->x + (size_t)t * job->ldx;
-        float *y = job->y + (size_t)t * job->ldy + first;
-        float *to = job->accumulate ? scratch : y;
-        size_t ldto = job->accumulate ? (size_t)n : job->ldy;
-        if (w->dtype == QL_F32)
-            r->kernels->dots_f32(to, ldto, x, job->ldx, (const float *)w->data + at, k, n_x,
-                                 (size_t)n, k);
-        else
-            r->kernels->dots_bf16(to, ldto, x, job->ldx, (const uint16_t *)w->data + at, k, n_x,
-                                  (size_t)n, k);
-        if (job->accumulate) add_rows(r, y, job->ldy, scratch, (size_t)n, n_x, n);
-    }
-}
-
-static void many_rows(const region *r, const ql_linear_job *job, int first, int n, float *scratch) {
-    const ql_matrix *w = job->w;
-    size_t k = (size_t)w->n_in, at = (size_t)first * k;
-    float *y = job->y + first, keep = job->accumulate ? 1.0f : 0.0f;
-    if (w->dtype == QL_F32) {
-        ql_sgemm_nt(y, job->ldy, job->x, job->ldx, (const float *)w->data + at, k, r->n_rows, n,
-                    w->n_in, 1.0f, keep);
-        return;
-    }
-    const uint16_t *from = (const uint16_t *)w->data + at;
-    for (int c = 0, width = many_columns(w); c < w->n_in; c += width, keep = 1.0f) {
-        if (width > w->n_in - c) width = w->n_in - c;
-        for (int i = 0; i < n; i++)
-            r->kernels->unpack_bf16(scratch + i * width, from + (size_t)i * k + c, (size_t)width);
-        ql_sgemm_nt(y, job->ldy, job->x + c, job->ldx, scratch, (size_t)width, r->n_rows, n, width,
-                    1.0f, keep);
-    }
+/* Of the room that a rounded x needs; none where x is taken as it is. */
+static size_t rounded_x(const ql_kernels *kernels, const ql_matrix *w, int n_rows) {
+    ql_way way = ql_way_of(kernels, w, n_rows);
+    return ql_takes_floats(kernels, w, way) ? 0 : operand_bytes(kernels, w, way, n_rows);
 }
 
 static void round_task(void *context, int item, int thread) {
     (void)thread;
+    const rounding *r = context;
+    for (int t = item * ROUNDED_ROWS; t < min(r->n_rows, (item + 1) * ROUNDED_ROWS); t++)
+        ql_round(r->kernels, r->w, r->way, r->to + (size_t)t * r->row_bytes,
+                 r->x + (size_t)t * r->ldx, (size_t)r->w->n_in);
+}
+
+/* x for products with w and whatever goes the same way; room: rounded_x bytes. */
+static operand take(const ql_kernels *kernels, int n_threads, const ql_matrix *w, const float *x,
+                    size_t ldx, int n_rows, void *room) {
+    ql_way way = ql_way_of(kernels, w, n_rows);
+    if (ql_takes_floats(kernels, w, way)) return (operand){(const char *)x, ldx * sizeof(float)};
+    rounding r = {kernels, w,   way, x, ldx, ql_rounded_bytes(kernels, w, way, (size_t)w->n_in),
+                  n_rows,  room};
+    int items = (n_rows + ROUNDED_ROWS - 1) / ROUNDED_ROWS;
+    ql_parallel(items > 1 ? n_threads : 1, items, round_task, &r);
+    return (operand){room, r.row_bytes};
+}
+
+/* ---- items: some rows of x by some rows of W ---- */
+
+typedef struct items {
+    int panel; /* rows of W */
+    int rows;  /* of x */
+    int n_panels, n;
+} items;
+
+/* Whether so many items leave more than an eighth of the threads' time unused. */
+static bool uneven(int n_items, int n_threads) {
+    int rounds = (n_items + n_threads - 1) / n_threads;
+    return 8 * (rounds * n_threads - n_items) > n_items;
+}
+
+/* How often rows of x are halved so that n_panels go evenly on the threads. Not with few of them,
+ * nor by sgemm, whose bits may depend on it. */
+static int pieces_of(ql_way way, int n_rows, int n_panels, int n_threads) {
+    int pieces = 1;
+    if (ql_few_rows(way, n_rows) || way == QL_BY_SGEMM) return pieces;
+    while (uneven(n_panels * pieces, n_threads) && n_rows / (2 * pieces) >= LEAST_ROWS) pieces *= 2;
+    return pieces;
+}
+
+static items cut(int n_out, int panel, int n_rows, int pieces) {
+    items c = {.panel = panel, .rows = (n_rows + pieces - 1) / pieces};
+    c.n_panels = (n_out + panel - 1) / panel;
+    c.n = c.n_panels * ((n_rows + c.rows - 1) / c.rows);
+    return c;
+}
+
+/* Which part of a product an item is: all but its operands. */
+static ql_piece piece_of(const ql_kernels *kernels, const ql_matrix *w, ql_way way, int n_rows,
+                         const items *c, int item, int *from) {
+    int first = item % c->n_panels * c->panel;
+    *from = item / c->n_panels * c->rows;
+    return (ql_piece){.kernels = kernels,
+                      .way = way,
+                      .w = w,
+                      .first = first,
+                      .n = min(c->panel, w->n_out - first),
+                      .rows = min(c->rows, n_rows - *from)};
+}
+
+/* ---- products side by side ---- */
+
+typedef struct region {
+    const ql_kernels *kernels;
+    const ql_linear_job *jobs;
+    operand x;
+    ql_way way;
+    int n_rows;
+    items items[QL_MAX_JOBS];
+    int end[QL_MAX_JOBS]; /* items of this job and those before it */
+    char *scratch;
+    size_t scratch_stride; /* bytes of each thread */
+} region;
+
+static void product_task(void *context, int item, int thread) {
     const region *r = context;
-    size_t k = (size_t)r->jobs[0].w->n_in, row = even((int)k), groups = groups_of((int)k);
-    for (int t = item * PACKED_ROWS; t < r->n_rows && t < (item + 1) * PACKED_ROWS; t++) {
-        if (r->way == BY_INTEGERS) {
-            r->kernels->integers->round(r->groups + t * groups, r->jobs[0].x + t * r->jobs[0].ldx,
-                                        k);
-            continue;
-        }
-        r->kernels->pack_bf16(r->x + t * row, r->jobs[0].x + t * r->jobs[0].ldx, k);
-        if (row > k) r->x[t * row + k] = 0;
-    }
-}
-
-/* Numbers at ... at + depth - 1 of the weights' rows first ... first + n - 1 as panels, one behind
- * the other; unpacked [columns, depth], for panels of float32. */
-static void pack_weights(const region *r, const ql_matrix *w, int first, int n, int at, int depth,
-                         char *panels, float *unpacked) {
-    const ql_panels *format = format_of(r->kernels, w);
-    size_t k = (size_t)w->n_in;
-    for (int j = 0; j < n; j += format->columns, panels += panel_bytes(format, depth)) {
-        int wide = n - j < format->columns ? n - j : format->columns;
-        const char *rows = (const char *)w->data +
-                           ((size_t)(first + j) * k + (size_t)at) * ql_dtype_block_bytes(w->dtype);
-        if (w->dtype == QL_BF16 && format->item == sizeof(float)) {
-            for (int i = 0; i < wide; i++)
-                r->kernels->unpack_bf16(unpacked + i * depth, (const uint16_t *)rows + i * k,
-                                        (size_t)depth);
-            format->pack_rows(panels, unpacked, (size_t)depth, wide, (size_t)depth);
-        } else {
-            format->pack_rows(panels, rows, k, wide, (size_t)depth);
-        }
-    }
-}
-
-/* Columns first ... first + n - 1 of y, rows from ... from + rows - 1. */
-static void panel_rows(const region *r, const ql_linear_job *job, int first, int n, int from,
-                       int rows, char *panels) {
-    const ql_panels *format = format_of(r->kernels, job->w);
-    bool rounded = rounds_x(r->kernels, job->w);
-    int most = panel_depth(format, job->w), k = job->w->n_in,
-        at_once = rounded ? rows : CACHED_ROWS;
-    size_t ldx = rounded ? even(k) : job->ldx;
-    const char *x = rounded ? (const char *)r->x : (const char *)job->x;
-    for (int at = 0; at < k; at += most) {
-        int depth = k - at < most ? k - at : most;
-        pack_weights(r, job->w, first, n, at, depth, panels,
-                     (float *)(panels + panels_scratch(r->kernels, job->w)));
-        for (int t = from; t < from + rows; t += at_once) {
-            int m = from + rows - t < at_once ? from + rows - t : at_once;
-            format->multiply(job->y + (size_t)t * job->ldy + first, job->ldy,
-                             x + ((size_t)t * ldx + at) * format->item, ldx, panels,
-                             panel_bytes(format, depth), m, n, (size_t)depth,
-                             job->accumulate || at > 0);
-        }
-    }
-}
-
-/* The same by whole numbers; first is that of a strip. */
-static void integer_rows(const region *r, const ql_linear_job *job, int first, int n, int from,
-                         int rows) {
-    const ql_matrix *w = job->w;
-    const ql_integers *integers = r->kernels->integers;
-    size_t k = (size_t)w->n_in;
-    const uint8_t *strips =
-        (const uint8_t *)w->data + (size_t)first / QL_STRIP * ql_strip_bytes(w->dtype, k);
-    (w->dtype == QL_INT8 ? integers->int8 : integers->q4)(
-        job->y + (size_t)from * job->ldy + first, job->ldy,
-        r->groups + (size_t)from * groups_of(w->n_in), strips, rows, (size_t)n, k, job->accumulate);
-}
-
-static void run_item(void *context, int item, int thread) {
-    const region *r = context;
-    int j = 0;
+    int j = 0, from;
     while (item >= r->end[j]) j++;
     if (j) item -= r->end[j - 1];
     const ql_linear_job *job = &r->jobs[j];
-    int panels = (job->w->n_out + r->panel[j] - 1) / r->panel[j];
-    int first = item % panels * r->panel[j], from = item / panels * r->rows[j];
-    int n = job->w->n_out - first < r->panel[j] ? job->w->n_out - first : r->panel[j];
-    int rows = r->n_rows - from < r->rows[j] ? r->n_rows - from : r->rows[j];
-    void *scratch = r->scratch + (size_t)thread * r->scratch_stride;
-    if (r->way == BY_DOTS) few_rows(r, job, first, n, scratch);
-    if (r->way == BY_SGEMM) many_rows(r, job, first, n, scratch);
-    if (r->way == BY_PANELS) panel_rows(r, job, first, n, from, rows, scratch);
-    if (r->way == BY_INTEGERS) integer_rows(r, job, first, n, from, rows);
-    if (job->w->bias)
-        add_rows(r, job->y + (size_t)from * job->ldy + first, job->ldy, job->w->bias + first, 0,
-                 rows, n);
+    ql_piece p = piece_of(r->kernels, job->w, r->way, r->n_rows, &r->items[j], item, &from);
+    p.x = r->x.rows + (size_t)from * r->x.row_bytes;
+    p.row_bytes = r->x.row_bytes;
+    p.y = job->y + (size_t)from * job->ldy + p.first;
+    p.ldy = job->ldy;
+    p.accumulate = job->accumulate;
+    p.scratch = r->scratch + (size_t)thread * r->scratch_stride;
+    ql_multiply(&p);
 }
 
-/* Cuts job j into items; returns how many. */
-static int cut(region *r, int j, int n_threads) {
-    const ql_matrix *w = r->jobs[j].w;
-    r->rows[j] = r->n_rows;
-    bool few = r->way == BY_DOTS || (r->way == BY_INTEGERS && r->n_rows <= MOST_ROWS_BY_BYTES);
-    r->panel[j] = few ? few_panel(w, n_threads) : r->way == BY_SGEMM ? many_panel(w) : QL_PANEL;
-    int panels = (w->n_out + r->panel[j] - 1) / r->panel[j], pieces = 1;
-    while (!few && r->way != BY_SGEMM && panels * pieces < ENOUGH_ITEMS &&
-           r->n_rows / (2 * pieces) >= LEAST_ROWS)
-        pieces *= 2;
-    r->rows[j] = (r->n_rows + pieces - 1) / pieces;
-    return panels * ((r->n_rows + r->rows[j] - 1) / r->rows[j]);
-}
-
-/* Jobs that go the same way. */
-static void run_region(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs,
-                       int n_jobs, int n_rows, void *scratch) {
-    region r = {.kernels = kernels, .jobs = jobs, .n_rows = n_rows};
-    r.way = way_of(kernels, jobs[0].w, n_rows);
-    r.x = scratch;
-    r.groups = scratch;
-    size_t shared = shared_scratch(kernels, r.way, jobs[0].w, n_rows);
-    r.scratch = (char *)scratch + shared;
-    int n_items = 0;
+/* Jobs that go the same way; scratch: of the threads. */
+static void run(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
+                operand x, int n_rows, char *scratch) {
+    region r = {.kernels = kernels, .jobs = jobs, .x = x, .n_rows = n_rows, .scratch = scratch};
+    r.way = ql_way_of(kernels, jobs[0].w, n_rows);
+    int panels[QL_MAX_JOBS], n_panels = 0, n_items = 0;
     for (int j = 0; j < n_jobs; j++) {
-        size_t bytes = thread_scratch(kernels, r.way, jobs[j].w);
-        if (bytes > r.scratch_stride) r.scratch_stride = bytes;
-        n_items += cut(&r, j, n_threads);
+        const ql_matrix *w = jobs[j].w;
+        r.scratch_stride = largest(r.scratch_stride, ql_piece_scratch(kernels, w, r.way));
+        panels[j] = ql_piece_rows(w, r.way, n_rows, n_threads);
+        n_panels += (w->n_out + panels[j] - 1) / panels[j];
+    }
+    int pieces = pieces_of(r.way, n_rows, n_panels, n_threads);
+    for (int j = 0; j < n_jobs; j++) {
+        r.items[j] = cut(jobs[j].w->n_out, panels[j], n_rows, pieces);
+        n_items += r.items[j].n;
         r.end[j] = n_items;
     }
-    int n_rounded = shared ? (n_rows + PACKED_ROWS - 1) / PACKED_ROWS : 0;
-    ql_parallel(n_rounded > 1 ? n_threads : 1, n_rounded, round_task, &r);
-    ql_parallel(n_threads, n_items, run_item, &r);
+    ql_parallel(n_threads, n_items, product_task, &r);
 }
 
 void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
                int n_rows, void *scratch) {
     for (int first = 0, end; first < n_jobs; first = end) {
-        way same = way_of(kernels, jobs[first].w, n_rows);
-        for (end = first + 1; end < n_jobs && way_of(kernels, jobs[end].w, n_rows) == same;) end++;
-        run_region(kernels, n_threads, jobs + first, end - first, n_rows, scratch);
+        const ql_linear_job *job = &jobs[first];
+        ql_way way = ql_way_of(kernels, job->w, n_rows);
+        for (end = first + 1; end < n_jobs && ql_way_of(kernels, jobs[end].w, n_rows) == way;)
+            end++;
+        operand x = take(kernels, n_threads, job->w, job->x, job->ldx, n_rows, scratch);
+        run(kernels, n_threads, job, end - first, x, n_rows,
+            (char *)scratch + rounded_x(kernels, job->w, n_rows));
     }
 }
 
-void ql_matrix_row(const ql_kernels *kernels, float *y, const ql_matrix *w, int64_t i) {
-    size_t k = (size_t)w->n_in, at = (size_t)i * k;
-    if (in_strips(w))
-        ql_strip_row(y,
-                     (const uint8_t *)w->data + (size_t)i / QL_STRIP * ql_strip_bytes(w->dtype, k),
-                     w->dtype, (int)(i % QL_STRIP), k);
-    else if (w->dtype == QL_F32)
-        memcpy(y, (const float *)w->data + at, k * sizeof(float));
-    else
-        kernels->unpack_bf16(y, (const uint16_t *)w->data + at, k);
+size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, int n_rows) {
+    size_t most = 0;
+    const int rows[] = {n_rows, 1};
+    for (int i = 0; i < 2; i++) { /* there may be fewer rows */
+        size_t piece = ql_piece_scratch(kernels, w, ql_way_of(kernels, w, rows[i]));
+        most = largest(most, rounded_x(kernels, w, n_rows) + (size_t)n_threads * piece);
+    }
+    return most;
+}
+
+/* ---- SwiGLU ---- */
+
+typedef struct gating {
+    const ql_kernels *kernels;
+    const ql_mlp *w;
+    ql_way gate, up, down;
+    operand x_gate, x_up; /* one and the same where they go the same way */
+    operand hidden;       /* [T, F] as down takes it */
+    char *to;             /* where that is */
+    int n_rows;
+    items items;
+    char *scratch; /* of each thread: two [rows, panel] of floats, and what the products need */
+    size_t scratch_stride;
+} gating;
+
+/* Rows of gate and up in an item: as of a product, but whole groups of x for what follows, and
+ * whole strips of both. */
+static int gated_rows(const ql_kernels *kernels, const ql_mlp *w, int n_rows, int n_threads) {
+    ql_way gate = ql_way_of(kernels, w->gate, n_rows), up = ql_way_of(kernels, w->up, n_rows),
+           down = ql_way_of(kernels, w->down, n_rows);
+    int rows = ql_piece_rows(w->gate, gate, n_rows, n_threads);
+    if (gate == up && (ql_takes_floats(kernels, w->down, down) || rows % QL_GROUP == 0))
+        return rows;
+    return (rows + QL_GROUP - 1) / QL_GROUP * QL_GROUP;
+}
+
+/* Bytes of a piece of gate or up. */
+static size_t gated_bytes(const items *c) {
+    return aligned((size_t)c->rows * (size_t)c->panel * sizeof(float));
+}
+
+static void gated_task(void *context, int item, int thread) {
+    const gating *r = context;
+    int from;
+    ql_piece gate = piece_of(r->kernels, r->w->gate, r->gate, r->n_rows, &r->items, item, &from);
+    char *scratch = r->scratch + (size_t)thread * r->scratch_stride;
+    size_t n = (size_t)gate.n, bytes = gated_bytes(&r->items);
+    gate.x = r->x_gate.rows + (size_t)from * r->x_gate.row_bytes;
+    gate.row_bytes = r->x_gate.row_bytes;
+    gate.y = (float *)scratch;
+    gate.ldy = n;
+    gate.scratch = scratch + 2 * bytes;
+    ql_multiply(&gate);
+    ql_piece up = gate;
+    up.w = r->w->up;
+    up.way = r->up;
+    up.x = r->x_up.rows + (size_t)from * r->x_up.row_bytes;
+    up.row_bytes = r->x_up.row_bytes;
+    up.y = (float *)(scratch + bytes);
+    ql_multiply(&up);
+    bool floats = ql_takes_floats(r->kernels, r->w->down, r->down);
+    char *to = r->to + (size_t)from * r->hidden.row_bytes +
+               ql_rounded_bytes(r->kernels, r->w->down, r->down, (size_t)gate.first);
+    for (int t = 0; t < gate.rows; t++, to += r->hidden.row_bytes) {
+        float *row = gate.y + (size_t)t * n;
+        r->kernels->swiglu(floats ? (float *)to : row, row, up.y + (size_t)t * n, n);
+        if (!floats) ql_round(r->kernels, r->w->down, r->down, to, row, n);
+    }
+}
+
+static size_t gated_stride(const ql_kernels *kernels, const ql_mlp *w, int n_rows, const items *c) {
+    return 2 * gated_bytes(c) +
+           largest(ql_piece_scratch(kernels, w->gate, ql_way_of(kernels, w->gate, n_rows)),
+                   ql_piece_scratch(kernels, w->up, ql_way_of(kernels, w->up, n_rows)));
+}
+
+static items gated_items(const ql_kernels *kernels, int n_threads, const ql_mlp *w, int n_rows) {
+    int panel = gated_rows(kernels, w, n_rows, n_threads), F = w->gate->n_out;
+    ql_way gate = ql_way_of(kernels, w->gate, n_rows), up = ql_way_of(kernels, w->up, n_rows);
+    int pieces =
+        pieces_of(up == QL_BY_SGEMM ? up : gate, n_rows, (F + panel - 1) / panel, n_threads);
+    return cut(F, panel, n_rows, pieces);
+}
+
+size_t ql_mlp_scratch(const ql_kernels *kernels, int n_threads, const ql_mlp *w, int n_rows) {
+    items c = gated_items(kernels, n_threads, w, n_rows);
+    ql_way down = ql_way_of(kernels, w->down, n_rows);
+    return operand_bytes(kernels, w->down, down, n_rows) + rounded_x(kernels, w->gate, n_rows) +
+           rounded_x(kernels, w->up, n_rows) +
+           (size_t)n_threads * largest(gated_stride(kernels, w, n_rows, &c),
+                                       ql_piece_scratch(kernels, w->down, down));
+}
+
+void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float *y, const float *x,
+                int n_rows, void *scratch) {
+    gating r = {.kernels = kernels,
+                .w = w,
+                .gate = ql_way_of(kernels, w->gate, n_rows),
+                .up = ql_way_of(kernels, w->up, n_rows),
+                .down = ql_way_of(kernels, w->down, n_rows),
+                .to = scratch,
+                .n_rows = n_rows,
+                .items = gated_items(kernels, n_threads, w, n_rows)};
+    size_t E = (size_t)w->gate->n_in, F = (size_t)w->down->n_in;
+    r.hidden = (operand){r.to, ql_rounded_bytes(kernels, w->down, r.down, F)};
+    char *at = r.to + operand_bytes(kernels, w->down, r.down, n_rows);
+    r.x_gate = r.x_up = take(kernels, n_threads, w->gate, x, E, n_rows, at);
+    at += rounded_x(kernels, w->gate, n_rows);
+    if (r.up != r.gate) {
+        r.x_up = take(kernels, n_threads, w->up, x, E, n_rows, at);
+        at += rounded_x(kernels, w->up, n_rows);
+    }
+    r.scratch = at;
+    r.scratch_stride = gated_stride(kernels, w, n_rows, &r.items);
+    ql_parallel(n_threads, r.items.n, gated_task, &r);
+    ql_linear_job down = {.y = y, .w = w->down, .ldy = E, .accumulate = true};
+    run(kernels, n_threads, &down, 1, r.hidden, n_rows, at);
 }

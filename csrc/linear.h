@@ -1,21 +1,10 @@
-/* linear.h - y = x Wᵀ + bias, for every way in which weights are held: float32 and bfloat16 with
- * few rows by the few-row kernels at memory speed, with many rows by OpenBLAS, or by products of
- * our own where they are faster: of float32 (AVX2), and of bfloat16 where weights are bfloat16 and
- * the CPU has them (x is rounded to bfloat16 then); weights of few bits by products of whole
- * numbers (x is rounded to 8 bits in groups of 64). Work is cut by the shapes alone, never by the
- * number of threads, so that results do not depend on it (docs/architecture.md). */
+/* linear.h - products with weights, y = x Wᵀ + bias, cut into pieces (product.h) for the threads.
+ * What sgemm does is cut by the shapes alone, and all else has the same bits however it is cut, so
+ * that results do not depend on the number of threads (docs/architecture.md). */
 #ifndef QL_LINEAR_H
 #define QL_LINEAR_H
 
-#include "kernels.h"
-#include "ql.h"
-
-typedef struct ql_matrix { /* [n_out, n_in], row-major */
-    const void *data;
-    const float *bias; /* [n_out] or NULL */
-    int n_out, n_in;
-    ql_dtype dtype; /* QL_F32, QL_BF16; QL_INT8 and QL_Q4 lie in strips (kernels.h) */
-} ql_matrix;
+#include "product.h"
 
 typedef struct ql_linear_job {
     float *y;       /* [T, w->n_out], row stride ldy */
@@ -35,7 +24,17 @@ size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matr
 void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jobs, int n_jobs,
                int n_rows, void *scratch);
 
-/* Row i of the matrix as float32: y [n_in]. */
-void ql_matrix_row(const ql_kernels *kernels, float *y, const ql_matrix *w, int64_t i);
+/* The weights of SwiGLU: [F, E], [F, E], [E, F]. */
+typedef struct ql_mlp {
+    const ql_matrix *gate, *up, *down;
+} ql_mlp;
+
+/* Bytes of scratch for n_rows rows. */
+size_t ql_mlp_scratch(const ql_kernels *kernels, int n_threads, const ql_mlp *w, int n_rows);
+
+/* y += (silu(x gateᵀ) * (x upᵀ)) downᵀ: x, y [n_rows, E]. What is between the products goes from
+ * one to the other in pieces, as `down` takes it, and is never whole in float32. */
+void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float *y, const float *x,
+                int n_rows, void *scratch);
 
 #endif

@@ -35,7 +35,6 @@ struct ql_workspace {
     float *x, *h;     /* [T, E] residual stream, normed input of a product */
     float *q, *k, *v; /* [T, H*D], [T, G*D], [T, G*D] */
     float *heads;     /* [T, H*D] output of attention */
-    float *gate, *up; /* [T, F] */
     void *scratch;    /* of one product or attention, whichever runs */
 };
 

@@ -28,24 +28,26 @@ static void integers_case(bool q4, int m, size_t n, size_t k) {
     size_t groups = (k + QL_GROUP - 1) / QL_GROUP, ldy = n + 3, bytes;
     float *x = floats((size_t)m * k), *y = floats((size_t)m * ldy), *alone = floats(n);
     float *z = malloc(((size_t)m * ldy + 1) * sizeof *z);
+    void (*multiply)(float *, size_t, const ql_group *, const uint8_t *, int, size_t, size_t,
+                     bool) = q4 ? tested->integers->q4 : tested->integers->int8;
     ql_group *a = malloc((size_t)m * groups * sizeof *a);
     uint8_t *w = strips(q4, n, k, &bytes);
     for (int t = 0; t < m; t++)
         naive->integers->round(a + (size_t)t * groups, x + (size_t)t * k, k);
     memcpy(z, y, (size_t)m * ldy * sizeof *z);
     for (int accumulate = 1; accumulate >= 0; accumulate--) {
-        (q4 ? tested->integers->q4 : tested->integers->int8)(y, ldy, a, w, m, n, k, accumulate);
+        multiply(y, ldy, a, w, m, n, k, accumulate);
+        for (int t = 0; t < m; t++) {
+            memcpy(alone, z + (size_t)t * ldy, n * sizeof *alone); /* as y was */
+            multiply(alone, n, a + (size_t)t * groups, w, 1, n, k, accumulate);
+            CHECK_SAME_BITS(alone, y + (size_t)t * ldy, n * sizeof *alone);
+        }
         (q4 ? naive->integers->q4 : naive->integers->int8)(z, ldy, a, w, m, n, k, accumulate);
         double most = 0; /* of a sum, before it is rounded */
         for (size_t i = 0; i < (size_t)m * ldy; i++) most = fmax(most, fabs((double)z[i]));
         CHECK_NEAR(worst(y, z, (size_t)m * ldy), 0, 1e-6 * sqrt((double)groups) * (1 + most));
         if (!accumulate && strncmp(tested->name, "avx", 3) == 0)
             CHECK_SAME_BITS(y, z, (size_t)m * ldy * sizeof *y);
-    }
-    for (int t = 0; t < m; t++) {
-        (q4 ? tested->integers->q4 : tested->integers->int8)(alone, n, a + (size_t)t * groups, w, 1,
-                                                             n, k, false);
-        CHECK_SAME_BITS(alone, y + (size_t)t * ldy, n * sizeof *alone);
     }
     free(x), free(y), free(z), free(alone), free(a), free(w);
 }

@@ -193,6 +193,74 @@ static void every_variant(void) {
     }
 }
 
+/* y += down of SwiGLU, product by product. */
+static void step_by_step(const ql_mlp *w, float *y, const float *x, int n_rows, char *scratch) {
+    const ql_kernels *kernels = ql_kernels_get(NULL);
+    size_t E = (size_t)w->gate->n_in, F = (size_t)w->gate->n_out, size = (size_t)n_rows * F;
+    float *gate = malloc(size * sizeof *gate), *up = malloc(size * sizeof *up);
+    ql_linear_job jobs[] = {{.y = gate, .x = x, .w = w->gate, .ldy = F, .ldx = E},
+                            {.y = up, .x = x, .w = w->up, .ldy = F, .ldx = E}};
+    ql_linear(kernels, 1, jobs, 2, n_rows, scratch);
+    kernels->swiglu(gate, gate, up, size);
+    ql_linear_job down = {y, gate, w->down, E, F, true};
+    ql_linear(kernels, 1, &down, 1, n_rows, scratch);
+    free(gate), free(up);
+}
+
+/* The same bits as product by product, but for sgemm's (Haswell's depend on the panels), however
+ * many threads there are. */
+static void check_mlp(const ql_mlp *w, int n_rows) {
+    const ql_kernels *kernels = ql_kernels_get(NULL);
+    size_t E = (size_t)w->gate->n_in, size = (size_t)n_rows * E, bytes = 64;
+    const ql_matrix *matrices[] = {w->gate, w->up, w->down};
+    bool exact = true;
+    for (int i = 0; i < 3; i++) {
+        size_t one = ql_linear_scratch(kernels, 1, matrices[i], n_rows);
+        bytes = one > bytes ? one : bytes;
+        exact = exact && ql_way_of(kernels, matrices[i], n_rows) != QL_BY_SGEMM;
+    }
+    size_t whole = ql_mlp_scratch(kernels, MOST_THREADS, w, n_rows);
+    bytes = ((whole > bytes ? whole : bytes) + 63) / 64 * 64;
+    float *x = floats(size), *before = floats(size), *expected = malloc(size * sizeof *expected),
+          *y = malloc(size * sizeof *y), *first = malloc(size * sizeof *first);
+    char *scratch = aligned_alloc(64, bytes);
+    memcpy(expected, before, size * sizeof *expected);
+    step_by_step(w, expected, x, n_rows, scratch);
+    const int threads[] = {1, 2, 3, 5};
+    for (int c = 0; c < 4; c++) {
+        memcpy(y, before, size * sizeof *y);
+        memset(scratch, 0xff, whole);
+        ql_mlp_add(kernels, threads[c], w, y, x, n_rows, scratch);
+        if (c == 0) memcpy(first, y, size * sizeof *first);
+        CHECK_SAME_BITS(y, first, size * sizeof *y);
+    }
+    if (exact) CHECK_SAME_BITS(y, expected, size * sizeof *y);
+    for (size_t i = 0; i < size; i++)
+        CHECK_NEAR(y[i], expected[i], 1e-4 + 1e-4 * fabs(expected[i]));
+    free(x), free(before), free(expected), free(y), free(first), free(scratch);
+}
+
+static void mlps(void) { /* held alike, and otherwise, as files mix them */
+    const ql_dtype held[][3] = {{QL_F32, QL_F32, QL_F32},    {QL_BF16, QL_BF16, QL_BF16},
+                                {QL_INT8, QL_INT8, QL_INT8}, {QL_Q4, QL_Q4, QL_INT8},
+                                {QL_BF16, QL_F32, QL_Q4},    {QL_INT8, QL_BF16, QL_BF16},
+                                {QL_F32, QL_Q4, QL_F32}};
+    const int rows[] = {1, 3, 9, 70, 140};
+    const char *names[QL_MAX_VARIANTS];
+    int n = ql_cpu_variants(names);
+    for (int i = 0; i < 7; i++) {
+        layer gate = make(96, 201, held[i][0], true), up = make(96, 201, held[i][1], false),
+              down = make(201, 96, held[i][2], true);
+        ql_mlp w = {&gate.w, &up.w, &down.w};
+        for (int v = 0; v < n; v++) {
+            CHECK_EQUAL(ql_set_cpu_variant(names[v], NULL), QL_OK);
+            for (int r = 0; r < 5; r += BIASED_STEP) check_mlp(&w, rows[r]);
+        }
+        CHECK_EQUAL(ql_set_cpu_variant(NULL, NULL), QL_OK);
+        unmake(&gate), unmake(&up), unmake(&down);
+    }
+}
+
 static void rows_of_a_matrix(void) {
     for (int way = 0; way < N_WAYS; way++) {
         float plain[37 * 21], y[37];
@@ -220,6 +288,7 @@ int main(int n_arguments, char **arguments) {
     RUN(unlike);
     RUN(wide);
     RUN(every_variant);
+    RUN(mlps);
     RUN(rows_of_a_matrix);
     printf("%s\n", ql_blas_name());
     int status = check_report("test_linear");
