@@ -27,7 +27,7 @@ typedef struct rounding {
 } rounding;
 
 static size_t operand_bytes(const ql_kernels *kernels, const ql_matrix *w, ql_way way, int n_rows) {
-    return aligned((size_t)n_rows * ql_rounded_bytes(kernels, w, way, (size_t)w->n_in));
+    return aligned((size_t)n_rows * ql_rounded_stride(kernels, w, way));
 }
 
 /* Of the room that a rounded x needs; none where x is taken as it is. */
@@ -49,8 +49,7 @@ static operand take(const ql_kernels *kernels, int n_threads, const ql_matrix *w
                     size_t ldx, int n_rows, void *room) {
     ql_way way = ql_way_of(kernels, w, n_rows);
     if (ql_takes_floats(kernels, w, way)) return (operand){(const char *)x, ldx * sizeof(float)};
-    rounding r = {kernels, w,   way, x, ldx, ql_rounded_bytes(kernels, w, way, (size_t)w->n_in),
-                  n_rows,  room};
+    rounding r = {kernels, w, way, x, ldx, ql_rounded_stride(kernels, w, way), n_rows, room};
     int items = (n_rows + ROUNDED_ROWS - 1) / ROUNDED_ROWS;
     ql_parallel(items > 1 ? n_threads : 1, items, round_task, &r);
     return (operand){room, r.row_bytes};
@@ -137,8 +136,9 @@ static void run(const ql_kernels *kernels, int n_threads, const ql_linear_job *j
     int panels[QL_MAX_JOBS], n_panels = 0, n_items = 0;
     for (int j = 0; j < n_jobs; j++) {
         const ql_matrix *w = jobs[j].w;
-        r.scratch_stride = largest(r.scratch_stride, ql_piece_scratch(kernels, w, r.way));
         panels[j] = ql_piece_rows(w, r.way, n_rows, n_threads);
+        r.scratch_stride =
+            largest(r.scratch_stride, ql_piece_scratch(kernels, w, r.way, panels[j]));
         n_panels += (w->n_out + panels[j] - 1) / panels[j];
     }
     int pieces = pieces_of(r.way, n_rows, n_panels, n_threads);
@@ -163,11 +163,17 @@ void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jo
     }
 }
 
+static size_t piece_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w,
+                            int n_rows) {
+    ql_way way = ql_way_of(kernels, w, n_rows);
+    return ql_piece_scratch(kernels, w, way, ql_piece_rows(w, way, n_rows, n_threads));
+}
+
 size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, int n_rows) {
     size_t most = 0;
     const int rows[] = {n_rows, 1};
     for (int i = 0; i < 2; i++) { /* there may be fewer rows */
-        size_t piece = ql_piece_scratch(kernels, w, ql_way_of(kernels, w, rows[i]));
+        size_t piece = piece_scratch(kernels, n_threads, w, rows[i]);
         most = largest(most, rounded_x(kernels, w, n_rows) + (size_t)n_threads * piece);
     }
     return most;
@@ -235,8 +241,9 @@ static void gated_task(void *context, int item, int thread) {
 
 static size_t gated_stride(const ql_kernels *kernels, const ql_mlp *w, int n_rows, const items *c) {
     return 2 * gated_bytes(c) +
-           largest(ql_piece_scratch(kernels, w->gate, ql_way_of(kernels, w->gate, n_rows)),
-                   ql_piece_scratch(kernels, w->up, ql_way_of(kernels, w->up, n_rows)));
+           largest(
+               ql_piece_scratch(kernels, w->gate, ql_way_of(kernels, w->gate, n_rows), c->panel),
+               ql_piece_scratch(kernels, w->up, ql_way_of(kernels, w->up, n_rows), c->panel));
 }
 
 static items gated_items(const ql_kernels *kernels, int n_threads, const ql_mlp *w, int n_rows) {
@@ -253,7 +260,7 @@ size_t ql_mlp_scratch(const ql_kernels *kernels, int n_threads, const ql_mlp *w,
     return operand_bytes(kernels, w->down, down, n_rows) + rounded_x(kernels, w->gate, n_rows) +
            rounded_x(kernels, w->up, n_rows) +
            (size_t)n_threads * largest(gated_stride(kernels, w, n_rows, &c),
-                                       ql_piece_scratch(kernels, w->down, down));
+                                       piece_scratch(kernels, n_threads, w->down, n_rows));
 }
 
 void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float *y, const float *x,
@@ -266,8 +273,8 @@ void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float
                 .to = scratch,
                 .n_rows = n_rows,
                 .items = gated_items(kernels, n_threads, w, n_rows)};
-    size_t E = (size_t)w->gate->n_in, F = (size_t)w->down->n_in;
-    r.hidden = (operand){r.to, ql_rounded_bytes(kernels, w->down, r.down, F)};
+    size_t E = (size_t)w->gate->n_in;
+    r.hidden = (operand){r.to, ql_rounded_stride(kernels, w->down, r.down)};
     char *at = r.to + operand_bytes(kernels, w->down, r.down, n_rows);
     r.x_gate = r.x_up = take(kernels, n_threads, w->gate, x, E, n_rows, at);
     at += rounded_x(kernels, w->gate, n_rows);

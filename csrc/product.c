@@ -23,8 +23,11 @@ enum {
     UNPACKED_VALUES = 256 << 10
 };
 /* Products by our own panels, packed anew for each piece: so many numbers of a column at a time,
- * and those of float32 met by so many rows of x, that both stay in a core's own cache. */
-enum { PANEL_DEPTH = 1024, ROUNDED_DEPTH = 640, CACHED_ROWS = 48 };
+ * and those of float32 met by so many rows of x, that both stay in a core's own cache. Where x is
+ * deeper than that, it comes from farther away, and is met by more columns at once. */
+enum { PANEL_DEPTH = 1024, ROUNDED_DEPTH = 640, CACHED_ROWS = 48, WIDE_PANEL = 4 * QL_PANEL };
+/* So many pieces of a matrix for each thread, or panels are not wide. */
+enum { ENOUGH_PIECES = 4 };
 /* Products of whole numbers: with so few rows weights come from memory, and pieces are of a number
  * of bytes; with more they are as products of bfloat16. */
 enum { MOST_ROWS_BY_BYTES = 4 };
@@ -55,6 +58,13 @@ bool ql_takes_floats(const ql_kernels *kernels, const ql_matrix *w, ql_way way) 
 size_t ql_rounded_bytes(const ql_kernels *kernels, const ql_matrix *w, ql_way way, size_t k) {
     if (way == QL_BY_INTEGERS) return groups_of(k) * sizeof(ql_group);
     return ql_takes_floats(kernels, w, way) ? k * sizeof(float) : even(k) * sizeof(uint16_t);
+}
+
+size_t ql_rounded_stride(const ql_kernels *kernels, const ql_matrix *w, ql_way way) {
+    size_t bytes = ql_rounded_bytes(kernels, w, way, (size_t)w->n_in);
+    if (way == QL_BY_INTEGERS || ql_takes_floats(kernels, w, way)) return bytes;
+    /* An odd number of cache lines: columns of x would share a few of the caches' sets. */
+    return (aligned(bytes) / 64 | 1) * 64;
 }
 
 void ql_round(const ql_kernels *kernels, const ql_matrix *w, ql_way way, void *to, const float *x,
@@ -104,7 +114,9 @@ bool ql_few_rows(ql_way way, int n_rows) {
 
 int ql_piece_rows(const ql_matrix *w, ql_way way, int n_rows, int n_threads) {
     if (ql_few_rows(way, n_rows)) return few_panel(w, n_threads);
-    return way == QL_BY_SGEMM ? many_panel(w) : QL_PANEL;
+    if (way == QL_BY_SGEMM) return many_panel(w);
+    bool deep = way == QL_BY_PANELS && w->dtype == QL_BF16 && w->n_in > ROUNDED_DEPTH;
+    return deep && w->n_out >= ENOUGH_PIECES * n_threads * WIDE_PANEL ? WIDE_PANEL : QL_PANEL;
 }
 
 /* Columns of a panel of bfloat16 that are unpacked at once. */
@@ -129,17 +141,18 @@ static size_t panel_bytes(const ql_panels *format, int depth) {
     return whole * (size_t)format->columns * format->item;
 }
 
-/* Bytes of the panels of QL_PANEL columns. */
-static size_t panels_scratch(const ql_kernels *kernels, const ql_matrix *w) {
+/* Bytes of the panels of n columns. */
+static size_t panels_scratch(const ql_kernels *kernels, const ql_matrix *w, int n) {
     const ql_panels *format = format_of(kernels, w);
-    return panel_bytes(format, panel_depth(format, w)) * (size_t)(QL_PANEL / format->columns);
+    int n_panels = (n + format->columns - 1) / format->columns;
+    return panel_bytes(format, panel_depth(format, w)) * (size_t)n_panels;
 }
 
-size_t ql_piece_scratch(const ql_kernels *kernels, const ql_matrix *w, ql_way way) {
+size_t ql_piece_scratch(const ql_kernels *kernels, const ql_matrix *w, ql_way way, int n) {
     if (way == QL_BY_INTEGERS) return 0;
-    if (way == QL_BY_PANELS && rounds_x(kernels, w)) return panels_scratch(kernels, w);
+    if (way == QL_BY_PANELS && rounds_x(kernels, w)) return panels_scratch(kernels, w, n);
     if (way == QL_BY_PANELS) /* and weights unpacked to float32 */
-        return panels_scratch(kernels, w) +
+        return panels_scratch(kernels, w, n) +
                panel_bytes(kernels->panels_f32, panel_depth(kernels->panels_f32, w));
     if (way == QL_BY_DOTS) return aligned((size_t)most_few_panel(w) * QL_FEW_ROWS * sizeof(float));
     if (w->dtype == QL_F32) return 0;
@@ -218,7 +231,7 @@ static void by_panels(const ql_piece *p) {
     int most = panel_depth(format, p->w), k = p->w->n_in,
         at_once = format->item == sizeof(float) ? CACHED_ROWS : p->rows;
     char *panels = p->scratch;
-    float *unpacked = (float *)(panels + panels_scratch(p->kernels, p->w));
+    float *unpacked = (float *)(panels + panels_scratch(p->kernels, p->w, p->n));
     for (int at = 0; at < k; at += most) {
         int depth = k - at < most ? k - at : most;
         pack_weights(p, at, depth, panels, unpacked);

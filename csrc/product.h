@@ -42,6 +42,9 @@ bool ql_takes_floats(const ql_kernels *kernels, const ql_matrix *w, ql_way way);
 /* Bytes of k numbers of a row of x as the way takes them. */
 size_t ql_rounded_bytes(const ql_kernels *kernels, const ql_matrix *w, ql_way way, size_t k);
 
+/* Bytes from one row of it to the next. */
+size_t ql_rounded_stride(const ql_kernels *kernels, const ql_matrix *w, ql_way way);
+
 /* x [k] as the way takes it, whole groups of a row or its end. */
 void ql_round(const ql_kernels *kernels, const ql_matrix *w, ql_way way, void *to, const float *x,
               size_t k);
@@ -51,7 +54,8 @@ void ql_round(const ql_kernels *kernels, const ql_matrix *w, ql_way way, void *t
 int ql_piece_rows(const ql_matrix *w, ql_way way, int n_rows, int n_threads);
 bool ql_few_rows(ql_way way, int n_rows);
 
-size_t ql_piece_scratch(const ql_kernels *kernels, const ql_matrix *w, ql_way way);
+/* For pieces of up to n rows of w. */
+size_t ql_piece_scratch(const ql_kernels *kernels, const ql_matrix *w, ql_way way, int n);
 
 void ql_multiply(const ql_piece *piece);
 

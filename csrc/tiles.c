@@ -16,6 +16,8 @@ static const size_t STRIP_BYTES = (size_t)32 << 20, GATHER_BYTES = (size_t)256 <
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t whole(int64_t n) { return (n + WHOLE - 1) / WHOLE * WHOLE; }
+/* Scores of a row: an odd number of cache lines, or rows would share a few of the caches' sets. */
+static int64_t odd_lines(int64_t whole) { return whole + 64 / (int64_t)sizeof(float); }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /* ---- sizes and places ---- */
@@ -79,7 +81,7 @@ static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype,
     p.mass = (size_t)p.n_tiles * p.band;
     size_t rows = (size_t)p.group * p.strip_tokens;
     p.queries = aligned(rows * p.D * sizeof(float));
-    p.scores = aligned(rows * (size_t)(whole(n_global) + whole(p.band)) * sizeof(float));
+    p.scores = aligned(rows * (size_t)odd_lines(whole(n_global) + whole(p.band)) * sizeof(float));
     p.per_thread = 3 * p.queries + p.scores + aligned(rows * sizeof(float));
     return p;
 }
@@ -205,7 +207,7 @@ static strip cut_strip(const tiles *x, int g, int t0, int n) {
     t.skip -= t.skip % QL_PANEL;
     t.n_band = last + 1 - local_first - t.skip;
     t.local_at = whole(t.n_global);
-    t.columns = (size_t)(t.local_at + whole(t.n_band));
+    t.columns = (size_t)odd_lines(t.local_at + whole(t.n_band));
     return t;
 }
 

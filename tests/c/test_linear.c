@@ -176,6 +176,9 @@ static void wide(void) { /* more columns than are unpacked at once */
     check_layers(&l, 1, 40, false);
     check_layers(&l, 1, 2, true);
     unmake(&l);
+    l = make(700, 1100, QL_BF16, false); /* in wide panels on one thread, not on several */
+    check_layers(&l, 1, 70, true);
+    unmake(&l);
 }
 
 static void every_variant(void) {
