@@ -40,8 +40,8 @@ static void round_task(void *context, int item, int thread) {
     (void)thread;
     const rounding *r = context;
     for (int t = item * ROUNDED_ROWS; t < min(r->n_rows, (item + 1) * ROUNDED_ROWS); t++)
-        ql_round(r->kernels, r->w, r->way, r->to + (size_t)t * r->row_bytes,
-                 r->x + (size_t)t * r->ldx, (size_t)r->w->n_in);
+        ql_round(r->kernels, r->way, r->to + (size_t)t * r->row_bytes, r->x + (size_t)t * r->ldx,
+                 (size_t)r->w->n_in);
 }
 
 /* x for products with w and whatever goes the same way; room: rounded_x bytes. */
@@ -185,29 +185,46 @@ typedef struct gating {
     const ql_kernels *kernels;
     const ql_mlp *w;
     ql_way gate, up, down;
-    operand x_gate, x_up; /* one and the same where they go the same way */
-    operand hidden;       /* [T, F] as down takes it */
-    char *to;             /* where that is */
     int n_rows;
     items items;
-    char *scratch; /* of each thread: two [rows, panel] of floats, and what the products need */
-    size_t scratch_stride;
+    size_t piece_bytes;    /* of the gate's or up's part in an item, [rows, panel] of float32 */
+    size_t scratch_stride; /* of each thread: two of those, and what their products need */
+    size_t row_bytes;      /* of hidden */
+    operand x_gate, x_up;  /* one and the same where they go the same way */
+    char *hidden;          /* [T, F] as down takes it */
+    char *scratch;
 } gating;
 
-/* Rows of gate and up in an item: as of a product, but whole groups of x for what follows, and
- * whole strips of both. */
-static int gated_rows(const ql_kernels *kernels, const ql_mlp *w, int n_rows, int n_threads) {
-    ql_way gate = ql_way_of(kernels, w->gate, n_rows), up = ql_way_of(kernels, w->up, n_rows),
-           down = ql_way_of(kernels, w->down, n_rows);
-    int rows = ql_piece_rows(w->gate, gate, n_rows, n_threads);
-    if (gate == up && (ql_takes_floats(kernels, w->down, down) || rows % QL_GROUP == 0))
-        return rows;
+/* Rows of gate and up in an item: as of a product, half as many where sgemm multiplies, so that
+ * there are as many items as of two products; but whole groups of x for what follows, and whole
+ * strips of both. */
+static int gated_rows(const gating *r, int n_threads) {
+    bool by_up = r->up == QL_BY_SGEMM;
+    ql_way way = by_up ? r->up : r->gate;
+    int rows = ql_piece_rows(by_up ? r->w->up : r->w->gate, way, r->n_rows, n_threads);
+    if (way == QL_BY_SGEMM) rows = (rows / 2 + QL_STRIP - 1) / QL_STRIP * QL_STRIP;
+    if (r->gate == r->up && ql_takes_floats(r->kernels, r->w->down, r->down)) return rows;
     return (rows + QL_GROUP - 1) / QL_GROUP * QL_GROUP;
 }
 
-/* Bytes of a piece of gate or up. */
-static size_t gated_bytes(const items *c) {
-    return aligned((size_t)c->rows * (size_t)c->panel * sizeof(float));
+/* All but where the operands and the scratch are. */
+static gating plan_mlp(const ql_kernels *kernels, int n_threads, const ql_mlp *w, int n_rows) {
+    gating r = {.kernels = kernels,
+                .w = w,
+                .gate = ql_way_of(kernels, w->gate, n_rows),
+                .up = ql_way_of(kernels, w->up, n_rows),
+                .down = ql_way_of(kernels, w->down, n_rows),
+                .n_rows = n_rows,
+                .row_bytes =
+                    ql_rounded_stride(kernels, w->down, ql_way_of(kernels, w->down, n_rows))};
+    int panel = gated_rows(&r, n_threads), F = w->gate->n_out;
+    ql_way way = r.up == QL_BY_SGEMM ? r.up : r.gate;
+    r.items = cut(F, panel, n_rows, pieces_of(way, n_rows, (F + panel - 1) / panel, n_threads));
+    r.piece_bytes = aligned((size_t)r.items.rows * (size_t)panel * sizeof(float));
+    r.scratch_stride =
+        2 * r.piece_bytes + largest(ql_piece_scratch(kernels, w->gate, r.gate, panel),
+                                    ql_piece_scratch(kernels, w->up, r.up, panel));
+    return r;
 }
 
 static void gated_task(void *context, int item, int thread) {
@@ -215,76 +232,51 @@ static void gated_task(void *context, int item, int thread) {
     int from;
     ql_piece gate = piece_of(r->kernels, r->w->gate, r->gate, r->n_rows, &r->items, item, &from);
     char *scratch = r->scratch + (size_t)thread * r->scratch_stride;
-    size_t n = (size_t)gate.n, bytes = gated_bytes(&r->items);
+    size_t n = (size_t)gate.n;
     gate.x = r->x_gate.rows + (size_t)from * r->x_gate.row_bytes;
     gate.row_bytes = r->x_gate.row_bytes;
     gate.y = (float *)scratch;
     gate.ldy = n;
-    gate.scratch = scratch + 2 * bytes;
+    gate.scratch = scratch + 2 * r->piece_bytes;
     ql_multiply(&gate);
     ql_piece up = gate;
     up.w = r->w->up;
     up.way = r->up;
     up.x = r->x_up.rows + (size_t)from * r->x_up.row_bytes;
     up.row_bytes = r->x_up.row_bytes;
-    up.y = (float *)(scratch + bytes);
+    up.y = (float *)(scratch + r->piece_bytes);
     ql_multiply(&up);
     bool floats = ql_takes_floats(r->kernels, r->w->down, r->down);
-    char *to = r->to + (size_t)from * r->hidden.row_bytes +
+    char *to = r->hidden + (size_t)from * r->row_bytes +
                ql_rounded_bytes(r->kernels, r->w->down, r->down, (size_t)gate.first);
-    for (int t = 0; t < gate.rows; t++, to += r->hidden.row_bytes) {
+    for (int t = 0; t < gate.rows; t++, to += r->row_bytes) {
         float *row = gate.y + (size_t)t * n;
         r->kernels->swiglu(floats ? (float *)to : row, row, up.y + (size_t)t * n, n);
-        if (!floats) ql_round(r->kernels, r->w->down, r->down, to, row, n);
+        if (!floats) ql_round(r->kernels, r->down, to, row, n);
     }
 }
 
-static size_t gated_stride(const ql_kernels *kernels, const ql_mlp *w, int n_rows, const items *c) {
-    return 2 * gated_bytes(c) +
-           largest(
-               ql_piece_scratch(kernels, w->gate, ql_way_of(kernels, w->gate, n_rows), c->panel),
-               ql_piece_scratch(kernels, w->up, ql_way_of(kernels, w->up, n_rows), c->panel));
-}
-
-static items gated_items(const ql_kernels *kernels, int n_threads, const ql_mlp *w, int n_rows) {
-    int panel = gated_rows(kernels, w, n_rows, n_threads), F = w->gate->n_out;
-    ql_way gate = ql_way_of(kernels, w->gate, n_rows), up = ql_way_of(kernels, w->up, n_rows);
-    int pieces =
-        pieces_of(up == QL_BY_SGEMM ? up : gate, n_rows, (F + panel - 1) / panel, n_threads);
-    return cut(F, panel, n_rows, pieces);
-}
-
 size_t ql_mlp_scratch(const ql_kernels *kernels, int n_threads, const ql_mlp *w, int n_rows) {
-    items c = gated_items(kernels, n_threads, w, n_rows);
-    ql_way down = ql_way_of(kernels, w->down, n_rows);
-    return operand_bytes(kernels, w->down, down, n_rows) + rounded_x(kernels, w->gate, n_rows) +
-           rounded_x(kernels, w->up, n_rows) +
-           (size_t)n_threads * largest(gated_stride(kernels, w, n_rows, &c),
-                                       piece_scratch(kernels, n_threads, w->down, n_rows));
+    gating r = plan_mlp(kernels, n_threads, w, n_rows);
+    size_t gated = (size_t)min(n_threads, r.items.n) * r.scratch_stride,
+           down = (size_t)n_threads * piece_scratch(kernels, n_threads, w->down, n_rows);
+    return operand_bytes(kernels, w->down, r.down, n_rows) + rounded_x(kernels, w->gate, n_rows) +
+           (r.up != r.gate ? rounded_x(kernels, w->up, n_rows) : 0) + largest(gated, down);
 }
 
 void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float *y, const float *x,
                 int n_rows, void *scratch) {
-    gating r = {.kernels = kernels,
-                .w = w,
-                .gate = ql_way_of(kernels, w->gate, n_rows),
-                .up = ql_way_of(kernels, w->up, n_rows),
-                .down = ql_way_of(kernels, w->down, n_rows),
-                .to = scratch,
-                .n_rows = n_rows,
-                .items = gated_items(kernels, n_threads, w, n_rows)};
+    gating r = plan_mlp(kernels, n_threads, w, n_rows);
     size_t E = (size_t)w->gate->n_in;
-    r.hidden = (operand){r.to, ql_rounded_stride(kernels, w->down, r.down)};
-    char *at = r.to + operand_bytes(kernels, w->down, r.down, n_rows);
-    r.x_gate = r.x_up = take(kernels, n_threads, w->gate, x, E, n_rows, at);
-    at += rounded_x(kernels, w->gate, n_rows);
+    r.hidden = scratch;
+    r.scratch = r.hidden + operand_bytes(kernels, w->down, r.down, n_rows);
+    r.x_gate = r.x_up = take(kernels, n_threads, w->gate, x, E, n_rows, r.scratch);
+    r.scratch += rounded_x(kernels, w->gate, n_rows);
     if (r.up != r.gate) {
-        r.x_up = take(kernels, n_threads, w->up, x, E, n_rows, at);
-        at += rounded_x(kernels, w->up, n_rows);
+        r.x_up = take(kernels, n_threads, w->up, x, E, n_rows, r.scratch);
+        r.scratch += rounded_x(kernels, w->up, n_rows);
     }
-    r.scratch = at;
-    r.scratch_stride = gated_stride(kernels, w, n_rows, &r.items);
     ql_parallel(n_threads, r.items.n, gated_task, &r);
     ql_linear_job down = {.y = y, .w = w->down, .ldy = E, .accumulate = true};
-    run(kernels, n_threads, &down, 1, r.hidden, n_rows, at);
+    run(kernels, n_threads, &down, 1, (operand){r.hidden, r.row_bytes}, n_rows, r.scratch);
 }

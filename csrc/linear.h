@@ -32,8 +32,8 @@ typedef struct ql_mlp {
 /* Bytes of scratch for n_rows rows. */
 size_t ql_mlp_scratch(const ql_kernels *kernels, int n_threads, const ql_mlp *w, int n_rows);
 
-/* y += (silu(x gateᵀ) * (x upᵀ)) downᵀ: x, y [n_rows, E]. What is between the products goes from
- * one to the other in pieces, as `down` takes it, and is never whole in float32. */
+/* y += (silu(x gateᵀ) * (x upᵀ)) downᵀ: x, y [n_rows, E]. gate and up are
+ * never there as a whole: what a piece of both comes to is kept as `down` takes it. */
 void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float *y, const float *x,
                 int n_rows, void *scratch);
 

@@ -67,16 +67,13 @@ size_t ql_rounded_stride(const ql_kernels *kernels, const ql_matrix *w, ql_way w
     return (aligned(bytes) / 64 | 1) * 64;
 }
 
-void ql_round(const ql_kernels *kernels, const ql_matrix *w, ql_way way, void *to, const float *x,
-              size_t k) {
+void ql_round(const ql_kernels *kernels, ql_way way, void *to, const float *x, size_t k) {
     if (way == QL_BY_INTEGERS) {
         kernels->integers->round(to, x, k);
-    } else if (ql_takes_floats(kernels, w, way)) {
-        memcpy(to, x, k * sizeof *x);
-    } else {
-        kernels->pack_bf16(to, x, k);
-        if (k % 2) ((uint16_t *)to)[k] = 0;
+        return;
     }
+    kernels->pack_bf16(to, x, k);
+    if (k % 2) ((uint16_t *)to)[k] = 0;
 }
 
 /* ---- how much of a matrix at once ---- */
@@ -156,7 +153,7 @@ size_t ql_piece_scratch(const ql_kernels *kernels, const ql_matrix *w, ql_way wa
                panel_bytes(kernels->panels_f32, panel_depth(kernels->panels_f32, w));
     if (way == QL_BY_DOTS) return aligned((size_t)most_few_panel(w) * QL_FEW_ROWS * sizeof(float));
     if (w->dtype == QL_F32) return 0;
-    return aligned((size_t)many_panel(w) * (size_t)many_columns(w) * sizeof(float));
+    return aligned((size_t)n * (size_t)many_columns(w) * sizeof(float));
 }
 
 /* ---- the four ways ---- */

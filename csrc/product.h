@@ -25,7 +25,7 @@ typedef struct ql_piece {
     ql_way way;
     const ql_matrix *w;
     int first, n;     /* rows of w; of strips, first is that of one */
-    const char *x;    /* [rows, w->n_in] as ql_round has them */
+    const char *x;    /* [rows, w->n_in], as the way takes them */
     size_t row_bytes; /* from one row of x to the next */
     int rows;
     float *y; /* [rows, n], row stride ldy */
@@ -45,9 +45,8 @@ size_t ql_rounded_bytes(const ql_kernels *kernels, const ql_matrix *w, ql_way wa
 /* Bytes from one row of it to the next. */
 size_t ql_rounded_stride(const ql_kernels *kernels, const ql_matrix *w, ql_way way);
 
-/* x [k] as the way takes it, whole groups of a row or its end. */
-void ql_round(const ql_kernels *kernels, const ql_matrix *w, ql_way way, void *to, const float *x,
-              size_t k);
+/* x [k] as a way takes it that does not take floats; whole groups of a row or its end. */
+void ql_round(const ql_kernels *kernels, ql_way way, void *to, const float *x, size_t k);
 
 /* Rows of w in a piece, so that the pieces of few rows go evenly on the threads; those of sgemm
  * depend on the shape alone, as its bits may depend on them. */

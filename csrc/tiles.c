@@ -71,7 +71,7 @@ static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype,
     p.tile_tokens = (int)min64(TILE_TOKENS, n_tokens);
     p.n_tiles = (n_tokens + p.tile_tokens - 1) / p.tile_tokens;
     int strip = (int)max64(1, STRIP_ROWS / p.group);
-    size_t columns = (size_t)(n_global + n_local + 4);
+    size_t columns = (size_t)odd_lines(whole(n_global) + whole(n_local));
     while (strip > 1 && sizeof(float) * p.group * strip * columns > STRIP_BYTES) strip /= 2;
     p.strip_tokens = (int)min64(strip, p.tile_tokens);
     p.band = reach > n_local ? n_local : min64(n_local, p.tile_tokens + reach - 1 + QL_PANEL);

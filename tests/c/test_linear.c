@@ -247,17 +247,19 @@ static void mlps(void) { /* held alike, and otherwise, as files mix them */
     const ql_dtype held[][3] = {{QL_F32, QL_F32, QL_F32},    {QL_BF16, QL_BF16, QL_BF16},
                                 {QL_INT8, QL_INT8, QL_INT8}, {QL_Q4, QL_Q4, QL_INT8},
                                 {QL_BF16, QL_F32, QL_Q4},    {QL_INT8, QL_BF16, QL_BF16},
-                                {QL_F32, QL_Q4, QL_F32}};
-    const int rows[] = {1, 3, 9, 70, 140};
+                                {QL_BF16, QL_F32, QL_F32}};
+    const int rows[] = {1, 3, 9, 70, 140}, shapes[][2] = {{96, 201}, {96, 700}, {700, 1100}};
     const char *names[QL_MAX_VARIANTS];
     int n = ql_cpu_variants(names);
-    for (int i = 0; i < 7; i++) {
-        layer gate = make(96, 201, held[i][0], true), up = make(96, 201, held[i][1], false),
-              down = make(201, 96, held[i][2], true);
+    for (int i = 0; i < 7 * 3; i++) {
+        const ql_dtype *as = held[i % 7];
+        int E = shapes[i / 7][0], F = shapes[i / 7][1];
+        layer gate = make(E, F, as[0], true), up = make(E, F, as[1], false),
+              down = make(F, E, as[2], true);
         ql_mlp w = {&gate.w, &up.w, &down.w};
         for (int v = 0; v < n; v++) {
             CHECK_EQUAL(ql_set_cpu_variant(names[v], NULL), QL_OK);
-            for (int r = 0; r < 5; r += BIASED_STEP) check_mlp(&w, rows[r]);
+            for (int r = i / 7; r < 5; r += i / 7 + BIASED_STEP) check_mlp(&w, rows[r]);
         }
         CHECK_EQUAL(ql_set_cpu_variant(NULL, NULL), QL_OK);
         unmake(&gate), unmake(&up), unmake(&down);
