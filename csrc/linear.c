@@ -85,9 +85,9 @@ static items cut(int n_out, int panel, int n_rows, int pieces) {
     return c;
 }
 
-/* Which part of a product an item is: all but its operands. */
-static ql_piece piece_of(const ql_kernels *kernels, const ql_matrix *w, ql_way way, int n_rows,
-                         const items *c, int item, int *from) {
+/* Which part of a product an item is: all but y and the scratch; from: its first row. */
+static ql_piece piece_of(const ql_kernels *kernels, const ql_matrix *w, ql_way way, operand x,
+                         int n_rows, const items *c, int item, int *from) {
     int first = item % c->n_panels * c->panel;
     *from = item / c->n_panels * c->rows;
     return (ql_piece){.kernels = kernels,
@@ -95,6 +95,8 @@ static ql_piece piece_of(const ql_kernels *kernels, const ql_matrix *w, ql_way w
                       .w = w,
                       .first = first,
                       .n = min(c->panel, w->n_out - first),
+                      .x = x.rows + (size_t)*from * x.row_bytes,
+                      .row_bytes = x.row_bytes,
                       .rows = min(c->rows, n_rows - *from)};
 }
 
@@ -118,9 +120,7 @@ static void product_task(void *context, int item, int thread) {
     while (item >= r->end[j]) j++;
     if (j) item -= r->end[j - 1];
     const ql_linear_job *job = &r->jobs[j];
-    ql_piece p = piece_of(r->kernels, job->w, r->way, r->n_rows, &r->items[j], item, &from);
-    p.x = r->x.rows + (size_t)from * r->x.row_bytes;
-    p.row_bytes = r->x.row_bytes;
+    ql_piece p = piece_of(r->kernels, job->w, r->way, r->x, r->n_rows, &r->items[j], item, &from);
     p.y = job->y + (size_t)from * job->ldy + p.first;
     p.ldy = job->ldy;
     p.accumulate = job->accumulate;
@@ -230,21 +230,16 @@ static gating plan_mlp(const ql_kernels *kernels, int n_threads, const ql_mlp *w
 static void gated_task(void *context, int item, int thread) {
     const gating *r = context;
     int from;
-    ql_piece gate = piece_of(r->kernels, r->w->gate, r->gate, r->n_rows, &r->items, item, &from);
+    ql_piece gate = piece_of(r->kernels, r->w->gate, r->gate, r->x_gate, r->n_rows, &r->items, item,
+                             &from),
+             up = piece_of(r->kernels, r->w->up, r->up, r->x_up, r->n_rows, &r->items, item, &from);
     char *scratch = r->scratch + (size_t)thread * r->scratch_stride;
     size_t n = (size_t)gate.n;
-    gate.x = r->x_gate.rows + (size_t)from * r->x_gate.row_bytes;
-    gate.row_bytes = r->x_gate.row_bytes;
     gate.y = (float *)scratch;
-    gate.ldy = n;
-    gate.scratch = scratch + 2 * r->piece_bytes;
-    ql_multiply(&gate);
-    ql_piece up = gate;
-    up.w = r->w->up;
-    up.way = r->up;
-    up.x = r->x_up.rows + (size_t)from * r->x_up.row_bytes;
-    up.row_bytes = r->x_up.row_bytes;
     up.y = (float *)(scratch + r->piece_bytes);
+    gate.ldy = up.ldy = n;
+    gate.scratch = up.scratch = scratch + 2 * r->piece_bytes;
+    ql_multiply(&gate);
     ql_multiply(&up);
     bool floats = ql_takes_floats(r->kernels, r->w->down, r->down);
     char *to = r->hidden + (size_t)from * r->row_bytes +

@@ -51,6 +51,7 @@ void ql_round(const ql_kernels *kernels, ql_way way, void *to, const float *x, s
 /* Rows of w in a piece, so that the pieces of few rows go evenly on the threads; those of sgemm
  * depend on the shape alone, as its bits may depend on them. */
 int ql_piece_rows(const ql_matrix *w, ql_way way, int n_rows, int n_threads);
+/* Whether rows are so few that weights come from memory as fast as they are multiplied. */
 bool ql_few_rows(ql_way way, int n_rows);
 
 /* For pieces of up to n rows of w. */
