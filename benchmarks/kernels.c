@@ -115,12 +115,14 @@ static const void *copy_of(const rows *r, int call) {
 
 static void run_dots(void *context, int call) {
     const rows *r = context;
-    ql_dot_rows(kernels, r->y, r->n_w, r->x, copy_of(r, call), r->dtype, r->n, r->n_w, r->k);
+    ql_dot_rows(kernels, r->y, r->n_w, r->x, copy_of(r, call), r->dtype, r->n, r->n_w, r->k,
+                copy_of(r, call + 1));
 }
 
 static void run_mix(void *context, int call) {
     const rows *r = context;
-    ql_mix_rows(kernels, r->y, r->k, r->x, r->n_w, copy_of(r, call), r->dtype, r->n, r->n_w, r->k);
+    ql_mix_rows(kernels, r->y, r->k, r->x, r->n_w, copy_of(r, call), r->dtype, r->n, r->n_w, r->k,
+                copy_of(r, call + 1));
 }
 
 static void run_exp_sum(void *context, int call) {

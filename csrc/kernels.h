@@ -89,18 +89,19 @@ typedef struct ql_kernels {
 
     /* y[t, i] = <x[t, :], w[i, :]> for t < n_x, i < n_w. x [n_x, k], row stride ldx; w [n_w, k],
      * row stride ldw; y [n_x, n_w], row stride ldy; strides in elements; 1 <= n_x <= QL_FEW_ROWS.
-     */
+     * next: rows of the same format and stride that will be met after w, for which memory is asked
+     * meanwhile; or NULL. */
     void (*dots_f32)(float *y, size_t ldy, const float *x, size_t ldx, const float *w, size_t ldw,
-                     int n_x, size_t n_w, size_t k);
+                     int n_x, size_t n_w, size_t k, const void *next);
     void (*dots_bf16)(float *y, size_t ldy, const float *x, size_t ldx, const uint16_t *w,
-                      size_t ldw, int n_x, size_t n_w, size_t k);
+                      size_t ldw, int n_x, size_t n_w, size_t k, const void *next);
 
     /* y[t, :] += sum over j of p[t, j] * v[j, :]. y [n_p, d], row stride ldy; p [n_p, n], row
      * stride ldp; v [n, d], row stride ldv; 1 <= n_p <= QL_FEW_ROWS. */
     void (*mix_f32)(float *y, size_t ldy, const float *p, size_t ldp, const float *v, size_t ldv,
-                    int n_p, size_t n, size_t d);
+                    int n_p, size_t n, size_t d, const void *next);
     void (*mix_bf16)(float *y, size_t ldy, const float *p, size_t ldp, const uint16_t *v,
-                     size_t ldv, int n_p, size_t n, size_t d);
+                     size_t ldv, int n_p, size_t n, size_t d, const void *next);
 
     void (*unpack_bf16)(float *y, const uint16_t *x, size_t n);
     void (*pack_bf16)(uint16_t *y, const float *x,
@@ -110,9 +111,9 @@ typedef struct ql_kernels {
      * behind them the row's scale, float32; a number is its byte times the scale. Rows lie side by
      * side, with any alignment. */
     void (*dots_int8)(float *y, size_t ldy, const float *x, size_t ldx, const int8_t *w, int n_x,
-                      size_t n_w, size_t k);
+                      size_t n_w, size_t k, const void *next);
     void (*mix_int8)(float *y, size_t ldy, const float *p, size_t ldp, const int8_t *v, int n_p,
-                     size_t n, size_t d);
+                     size_t n, size_t d, const void *next);
     void (*unpack_int8)(float *y, const int8_t *x, size_t n);
     /* Nearest, ties to even, the same bytes in every variant. A row with a number that is not
      * finite has the scale NaN. */

@@ -53,7 +53,8 @@ static void score_task(void *context, int item, int thread) {
     size_t width = (size_t)x->index->heads.n_heads * x->index->heads.head_dim,
            n = (size_t)(end - begin);
     const void *vectors = ql_index_vector(x->index, x->layer, begin);
-    ql_dot_rows(x->kernels, x->scores + begin, n, x->query, vectors, x->index->dtype, 1, n, width);
+    ql_dot_rows(x->kernels, x->scores + begin, n, x->query, vectors, x->index->dtype, 1, n, width,
+                NULL);
 }
 
 void ql_score_blocks(float *scores, const ql_index *index, const ql_kernels *kernels, int n_threads,

@@ -6,7 +6,7 @@
 
 #include "threads.h"
 
-enum { PIECE_KEYS = 384 }; /* about so many keys in a piece: several for each thread */
+enum { PIECE_KEYS = 192 }; /* about so many keys in a piece: several for each thread */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -35,12 +35,18 @@ static size_t visible_keys(const pieces *x, int s, int64_t at) {
     return (size_t)(s < x->a->n_global ? min64(n, x->n_global - at) : n);
 }
 
+static const void *keys_of(ql_span span, int g) { return (const char *)span.k + g * span.k_stride; }
+static const void *values_of(ql_span span, int g) {
+    return (const char *)span.v + g * span.v_stride;
+}
+
 static void piece_task(void *context, int item, int thread) {
     (void)thread;
     const pieces *x = context;
     const ql_attention *a = x->a;
     const ql_kernels *k = a->kernels;
     int g = item / x->n_pieces, piece = item % x->n_pieces, D = a->heads.head_dim;
+    int first = x->starts[piece], last = x->starts[piece + 1];
     int64_t begin = x->offsets[piece], count = x->offsets[piece + 1] - begin;
     for (int h0 = g * x->group; h0 < (g + 1) * x->group; h0 += QL_FEW_ROWS) {
         int n_heads = (int)min64(QL_FEW_ROWS, (g + 1) * x->group - h0);
@@ -48,12 +54,14 @@ static void piece_task(void *context, int item, int thread) {
               *out = x->out + ((size_t)h0 * x->n_pieces + piece) * D;
         size_t row = (size_t)x->n_keys, out_row = (size_t)x->n_pieces * D;
         int64_t at = 0;
-        for (int s = x->starts[piece]; s < x->starts[piece + 1]; s++) {
+        for (int s = first; s < last; s++) {
             ql_span span = span_at(a, s);
             const float *q = (s < a->n_global ? x->far : x->near) + (size_t)h0 * D;
             size_t n = visible_keys(x, s, begin + at);
-            ql_dot_rows(k, scores + at, row, q, (const char *)span.k + g * span.k_stride,
-                        span.k_dtype, n_heads, n, D);
+            const void *next =
+                s + 1 < last ? keys_of(span_at(a, s + 1), g) : values_of(span_at(a, first), g);
+            ql_dot_rows(k, scores + at, row, q, keys_of(span, g), span.k_dtype, n_heads, n, D,
+                        next);
             at += (int64_t)n;
         }
         for (int h = 0; h < n_heads; h++) {
@@ -64,11 +72,12 @@ static void piece_task(void *context, int item, int thread) {
             memset(out + h * out_row, 0, D * sizeof *out);
         }
         at = 0;
-        for (int s = x->starts[piece]; s < x->starts[piece + 1]; s++) {
+        for (int s = first; s < last; s++) {
             ql_span span = span_at(a, s);
+            const void *next = s + 1 < last ? values_of(span_at(a, s + 1), g) : NULL;
             size_t n = visible_keys(x, s, begin + at);
-            ql_mix_rows(k, out, out_row, scores + at, row, (const char *)span.v + g * span.v_stride,
-                        span.v_dtype, n_heads, n, D);
+            ql_mix_rows(k, out, out_row, scores + at, row, values_of(span, g), span.v_dtype,
+                        n_heads, n, D, next);
             at += (int64_t)n;
         }
     }

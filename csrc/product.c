@@ -175,10 +175,10 @@ static void by_dots(const ql_piece *p) {
         size_t ldto = p->accumulate ? (size_t)p->n : p->ldy;
         if (w->dtype == QL_F32)
             p->kernels->dots_f32(to, ldto, x, ldx, (const float *)w->data + at, k, n_x,
-                                 (size_t)p->n, k);
+                                 (size_t)p->n, k, NULL);
         else
             p->kernels->dots_bf16(to, ldto, x, ldx, (const uint16_t *)w->data + at, k, n_x,
-                                  (size_t)p->n, k);
+                                  (size_t)p->n, k, NULL);
         if (p->accumulate) add_rows(p, y, p->ldy, to, ldto, n_x);
     }
 }

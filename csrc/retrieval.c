@@ -74,7 +74,7 @@ static void meet_keys(const ranking *r, few_queries *few, float *best, const cha
     size_t D = (size_t)r->m->heads.head_dim;
     float *products = few->products;
     if (!panels) {
-        ql_dot_rows(kernels, products, n_keys, few->queries, keys, dtype, few->n, n_keys, D);
+        ql_dot_rows(kernels, products, n_keys, few->queries, keys, dtype, few->n, n_keys, D, NULL);
         for (int i = 0; i < few->n; i++) {
             float top = kernels->max(products + i * n_keys, n_keys);
             if (top > best[i]) best[i] = top;

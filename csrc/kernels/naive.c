@@ -26,7 +26,8 @@ static uint16_t to_bf16(float value) {
 }
 
 static void dots_f32(float *y, size_t ldy, const float *x, size_t ldx, const float *w, size_t ldw,
-                     int n_x, size_t n_w, size_t k) {
+                     int n_x, size_t n_w, size_t k, const void *next) {
+    (void)next;
     for (size_t t = 0; t < (size_t)n_x; t++)
         for (size_t i = 0; i < n_w; i++) {
             double total = 0;
@@ -36,7 +37,8 @@ static void dots_f32(float *y, size_t ldy, const float *x, size_t ldx, const flo
 }
 
 static void dots_bf16(float *y, size_t ldy, const float *x, size_t ldx, const uint16_t *w,
-                      size_t ldw, int n_x, size_t n_w, size_t k) {
+                      size_t ldw, int n_x, size_t n_w, size_t k, const void *next) {
+    (void)next;
     for (size_t t = 0; t < (size_t)n_x; t++)
         for (size_t i = 0; i < n_w; i++) {
             double total = 0;
@@ -47,7 +49,8 @@ static void dots_bf16(float *y, size_t ldy, const float *x, size_t ldx, const ui
 }
 
 static void mix_f32(float *y, size_t ldy, const float *p, size_t ldp, const float *v, size_t ldv,
-                    int n_p, size_t n, size_t d) {
+                    int n_p, size_t n, size_t d, const void *next) {
+    (void)next;
     for (size_t t = 0; t < (size_t)n_p; t++)
         for (size_t c = 0; c < d; c++) {
             double total = 0;
@@ -57,7 +60,8 @@ static void mix_f32(float *y, size_t ldy, const float *p, size_t ldp, const floa
 }
 
 static void mix_bf16(float *y, size_t ldy, const float *p, size_t ldp, const uint16_t *v,
-                     size_t ldv, int n_p, size_t n, size_t d) {
+                     size_t ldv, int n_p, size_t n, size_t d, const void *next) {
+    (void)next;
     for (size_t t = 0; t < (size_t)n_p; t++)
         for (size_t c = 0; c < d; c++) {
             double total = 0;
@@ -82,7 +86,8 @@ static float scale_behind(const int8_t *row, size_t k) {
 }
 
 static void dots_int8(float *y, size_t ldy, const float *x, size_t ldx, const int8_t *w, int n_x,
-                      size_t n_w, size_t k) {
+                      size_t n_w, size_t k, const void *next) {
+    (void)next;
     for (size_t t = 0; t < (size_t)n_x; t++)
         for (size_t i = 0; i < n_w; i++) {
             const int8_t *row = w + i * (k + sizeof(float));
@@ -93,7 +98,8 @@ static void dots_int8(float *y, size_t ldy, const float *x, size_t ldx, const in
 }
 
 static void mix_int8(float *y, size_t ldy, const float *p, size_t ldp, const int8_t *v, int n_p,
-                     size_t n, size_t d) {
+                     size_t n, size_t d, const void *next) {
+    (void)next;
     for (size_t t = 0; t < (size_t)n_p; t++)
         for (size_t c = 0; c < d; c++) {
             double total = 0;
