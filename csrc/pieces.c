@@ -6,7 +6,8 @@
 
 #include "threads.h"
 
-enum { PIECE_KEYS = 192 }; /* about so many keys in a piece: several for each thread */
+/* About so many keys in a piece, and runs of pieces for each thread. */
+enum { PIECE_KEYS = 192, RUNS = 2 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -14,7 +15,7 @@ static size_t padded(size_t floats) { return (floats + 15) / 16 * 16; }
 
 typedef struct pieces {
     const ql_attention *a;
-    int group, n_pieces;
+    int group, n_pieces, n_runs; /* pieces of a head; runs of pieces, of all heads in turn */
     int64_t n_global, n_keys;
     float *near, *far; /* [H*D] rotated queries */
     float *scores;     /* [H, n_keys] */
@@ -40,13 +41,11 @@ static const void *values_of(ql_span span, int g) {
     return (const char *)span.v + g * span.v_stride;
 }
 
-static void piece_task(void *context, int item, int thread) {
-    (void)thread;
-    const pieces *x = context;
+/* The query heads of kv head g by a piece. behind: what is met after it, or NULL. */
+static void meet_piece(const pieces *x, int g, int piece, const void *behind) {
     const ql_attention *a = x->a;
     const ql_kernels *k = a->kernels;
-    int g = item / x->n_pieces, piece = item % x->n_pieces, D = a->heads.head_dim;
-    int first = x->starts[piece], last = x->starts[piece + 1];
+    int D = a->heads.head_dim, first = x->starts[piece], last = x->starts[piece + 1];
     int64_t begin = x->offsets[piece], count = x->offsets[piece + 1] - begin;
     for (int h0 = g * x->group; h0 < (g + 1) * x->group; h0 += QL_FEW_ROWS) {
         int n_heads = (int)min64(QL_FEW_ROWS, (g + 1) * x->group - h0);
@@ -74,12 +73,26 @@ static void piece_task(void *context, int item, int thread) {
         at = 0;
         for (int s = first; s < last; s++) {
             ql_span span = span_at(a, s);
-            const void *next = s + 1 < last ? values_of(span_at(a, s + 1), g) : NULL;
+            const void *next = s + 1 < last ? values_of(span_at(a, s + 1), g) : behind;
             size_t n = visible_keys(x, s, begin + at);
             ql_mix_rows(k, out, out_row, scores + at, row, values_of(span, g), span.v_dtype,
                         n_heads, n, D, next);
             at += (int64_t)n;
         }
+    }
+}
+
+/* A thread meets a run of pieces, so that it knows what comes next. */
+static void run_task(void *context, int item, int thread) {
+    (void)thread;
+    const pieces *x = context;
+    int all = x->a->heads.n_kv_heads * x->n_pieces, i = item * all / x->n_runs,
+        end = (item + 1) * all / x->n_runs;
+    for (; i < end; i++) {
+        int next = i + 1;
+        ql_span span = span_at(x->a, x->starts[next % x->n_pieces]);
+        meet_piece(x, i / x->n_pieces, i % x->n_pieces,
+                   next < end ? keys_of(span, next / x->n_pieces) : NULL);
     }
 }
 
@@ -166,6 +179,7 @@ void ql_attend_pieces(const ql_attention *a, void *scratch) {
                              D);
     }
     cut_pieces(&x);
-    ql_parallel(a->n_threads, a->heads.n_kv_heads * x.n_pieces, piece_task, &x);
+    x.n_runs = (int)min64(a->heads.n_kv_heads * x.n_pieces, RUNS * a->n_threads);
+    ql_parallel(a->n_threads, x.n_runs, run_task, &x);
     join_pieces(&x);
 }
