@@ -97,7 +97,7 @@ typedef struct ql_kernels {
                       size_t ldw, int n_x, size_t n_w, size_t k, const void *next);
 
     /* y[t, :] += sum over j of p[t, j] * v[j, :]. y [n_p, d], row stride ldy; p [n_p, n], row
-     * stride ldp; v [n, d], row stride ldv; 1 <= n_p <= QL_FEW_ROWS. */
+     * stride ldp; v [n, d], row stride ldv; 1 <= n_p <= QL_FEW_ROWS; next as above. */
     void (*mix_f32)(float *y, size_t ldy, const float *p, size_t ldp, const float *v, size_t ldv,
                     int n_p, size_t n, size_t d, const void *next);
     void (*mix_bf16)(float *y, size_t ldy, const float *p, size_t ldp, const uint16_t *v,

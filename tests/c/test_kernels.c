@@ -4,6 +4,9 @@
 
 enum { MOST = 20000 };
 
+/* What is met next is asked of memory, never read: no address harms. */
+#define NOWHERE ((const void *)4096)
+
 static void dots_case(int n_x, size_t n_w, size_t k) {
     size_t ldx = k + 3, ldw = k + 1, ldy = n_w + 2;
     float *x = floats(4 * ldx), *w = floats(n_w * ldw), *y = floats(4 * ldy), *z = floats(4 * ldy);
@@ -11,10 +14,10 @@ static void dots_case(int n_x, size_t n_w, size_t k) {
     memcpy(z, y, 4 * ldy * sizeof *z);
     for (int bf16 = 0; bf16 < 2; bf16++) {
         if (bf16) {
-            tested->dots_bf16(y, ldy, x, ldx, h, ldw, n_x, n_w, k, NULL);
+            tested->dots_bf16(y, ldy, x, ldx, h, ldw, n_x, n_w, k, NOWHERE);
             naive->dots_bf16(z, ldy, x, ldx, h, ldw, n_x, n_w, k, NULL);
         } else {
-            tested->dots_f32(y, ldy, x, ldx, w, ldw, n_x, n_w, k, NULL);
+            tested->dots_f32(y, ldy, x, ldx, w, ldw, n_x, n_w, k, NOWHERE);
             naive->dots_f32(z, ldy, x, ldx, w, ldw, n_x, n_w, k, NULL);
         }
         /* what stands between the rows and behind them is compared as well: it must be untouched */
@@ -24,10 +27,10 @@ static void dots_case(int n_x, size_t n_w, size_t k) {
             for (size_t i = 0; i < n_w; i++) {
                 if (bf16)
                     tested->dots_bf16(alone, 1, x + (size_t)t * ldx, ldx, h + i * ldw, ldw, 1, 1, k,
-                                      NULL);
+                                      NOWHERE);
                 else
                     tested->dots_f32(alone, 1, x + (size_t)t * ldx, ldx, w + i * ldw, ldw, 1, 1, k,
-                                     NULL);
+                                     NOWHERE);
                 CHECK_SAME_BITS(alone, &y[(size_t)t * ldy + i], sizeof one);
             }
     }
@@ -51,19 +54,19 @@ static void mix_case(int n_p, size_t n, size_t d) {
         memcpy(z, y, 4 * ldy * sizeof *z);
         memcpy(before, y, 4 * ldy * sizeof *z);
         if (bf16) {
-            tested->mix_bf16(y, ldy, p, ldp, h, ldv, n_p, n, d, NULL);
+            tested->mix_bf16(y, ldy, p, ldp, h, ldv, n_p, n, d, NOWHERE);
             naive->mix_bf16(z, ldy, p, ldp, h, ldv, n_p, n, d, NULL);
         } else {
-            tested->mix_f32(y, ldy, p, ldp, v, ldv, n_p, n, d, NULL);
+            tested->mix_f32(y, ldy, p, ldp, v, ldv, n_p, n, d, NOWHERE);
             naive->mix_f32(z, ldy, p, ldp, v, ldv, n_p, n, d, NULL);
         }
         CHECK_NEAR(worst(y, z, 4 * ldy), 0, 2e-6 * sqrt((double)n + 1));
         for (int t = 0; t < n_p; t++) { /* each row alone has the same bits */
             memcpy(alone, before + (size_t)t * ldy, d * sizeof *alone);
             if (bf16)
-                tested->mix_bf16(alone, d, p + (size_t)t * ldp, ldp, h, ldv, 1, n, d, NULL);
+                tested->mix_bf16(alone, d, p + (size_t)t * ldp, ldp, h, ldv, 1, n, d, NOWHERE);
             else
-                tested->mix_f32(alone, d, p + (size_t)t * ldp, ldp, v, ldv, 1, n, d, NULL);
+                tested->mix_f32(alone, d, p + (size_t)t * ldp, ldp, v, ldv, 1, n, d, NOWHERE);
             CHECK_SAME_BITS(alone, y + (size_t)t * ldy, d * sizeof *alone);
         }
     }
@@ -92,12 +95,12 @@ static void dots_int8_case(int n_x, size_t n_w, size_t k) {
     float *x = floats(4 * ldx), *y = floats(4 * ldy), *z = malloc(4 * ldy * sizeof *z), alone;
     int8_t *w = bytes(n_w, k);
     memcpy(z, y, 4 * ldy * sizeof *z);
-    tested->dots_int8(y, ldy, x, ldx, w, n_x, n_w, k, NULL);
+    tested->dots_int8(y, ldy, x, ldx, w, n_x, n_w, k, NOWHERE);
     naive->dots_int8(z, ldy, x, ldx, w, n_x, n_w, k, NULL);
     CHECK_NEAR(worst(y, z, 4 * ldy), 0, 1e-6 * sqrt((double)k + 1));
     for (size_t t = 0; t < (size_t)n_x; t++)
         for (size_t i = 0; i < n_w; i++) {
-            tested->dots_int8(&alone, 1, x + t * ldx, ldx, w + i * stride, 1, 1, k, NULL);
+            tested->dots_int8(&alone, 1, x + t * ldx, ldx, w + i * stride, 1, 1, k, NOWHERE);
             CHECK_SAME_BITS(&alone, &y[t * ldy + i], sizeof alone);
         }
     free(x), free(y), free(z), free(w);
@@ -110,11 +113,11 @@ static void mix_int8_case(int n_p, size_t n, size_t d) {
     int8_t *v = bytes(n, d);
     memcpy(z, y, 4 * ldy * sizeof *z);
     memcpy(before, y, 4 * ldy * sizeof *z);
-    tested->mix_int8(y, ldy, p, ldp, v, n_p, n, d, NULL);
+    tested->mix_int8(y, ldy, p, ldp, v, n_p, n, d, NOWHERE);
     naive->mix_int8(z, ldy, p, ldp, v, n_p, n, d, NULL);
     CHECK_NEAR(worst(y, z, 4 * ldy), 0, 2e-6 * sqrt((double)n + 1));
     for (size_t t = 0; t < (size_t)n_p; t++) {
-        tested->mix_int8(before + t * ldy, ldy, p + t * ldp, ldp, v, 1, n, d, NULL);
+        tested->mix_int8(before + t * ldy, ldy, p + t * ldp, ldp, v, 1, n, d, NOWHERE);
         CHECK_SAME_BITS(before + t * ldy, y + t * ldy, d * sizeof *y);
     }
     free(p), free(y), free(z), free(v), free(before);
@@ -314,8 +317,8 @@ bad_numbers(void) { /* NaN and infinity reach the results that they belong to, a
         for (size_t i = 0; i < 50; i++) x[i] = 1;
         for (size_t i = 0; i < 9 * 50; i++) w[i] = 1;
         w[4 * 50 + at] = at % 2 ? NAN : INFINITY;
-        tested->dots_f32(y, 9, x, 50, w, 50, 1, 9, 50, NULL);
-        tested->mix_f32(out, 50, p, 9, w, 50, 1, 9, 50, NULL);
+        tested->dots_f32(y, 9, x, 50, w, 50, 1, 9, 50, NOWHERE);
+        tested->mix_f32(out, 50, p, 9, w, 50, 1, 9, 50, NOWHERE);
         for (size_t i = 0; i < 9; i++) CHECK(i == 4 ? !isfinite(y[i]) : y[i] == 50);
         for (size_t i = 0; i < 50; i++) CHECK(i == at ? isnan(out[i]) : out[i] == 0);
     }
