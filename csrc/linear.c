@@ -26,14 +26,14 @@ typedef struct rounding {
     char *to;
 } rounding;
 
-static size_t operand_bytes(const ql_kernels *kernels, const ql_matrix *w, ql_way way, int n_rows) {
-    return aligned((size_t)n_rows * ql_rounded_stride(kernels, w, way));
+static size_t operand_bytes(const ql_matrix *w, ql_way way, int n_rows) {
+    return aligned((size_t)n_rows * ql_rounded_stride(way, (size_t)w->n_in));
 }
 
 /* Of the room that a rounded x needs; none where x is taken as it is. */
 static size_t rounded_x(const ql_kernels *kernels, const ql_matrix *w, int n_rows) {
     ql_way way = ql_way_of(kernels, w, n_rows);
-    return ql_takes_floats(kernels, w, way) ? 0 : operand_bytes(kernels, w, way, n_rows);
+    return ql_takes_floats(way) ? 0 : operand_bytes(w, way, n_rows);
 }
 
 static void round_task(void *context, int item, int thread) {
@@ -48,8 +48,8 @@ static void round_task(void *context, int item, int thread) {
 static operand take(const ql_kernels *kernels, int n_threads, const ql_matrix *w, const float *x,
                     size_t ldx, int n_rows, void *room) {
     ql_way way = ql_way_of(kernels, w, n_rows);
-    if (ql_takes_floats(kernels, w, way)) return (operand){(const char *)x, ldx * sizeof(float)};
-    rounding r = {kernels, w, way, x, ldx, ql_rounded_stride(kernels, w, way), n_rows, room};
+    if (ql_takes_floats(way)) return (operand){(const char *)x, ldx * sizeof(float)};
+    rounding r = {kernels, w, way, x, ldx, ql_rounded_stride(way, (size_t)w->n_in), n_rows, room};
     int items = (n_rows + ROUNDED_ROWS - 1) / ROUNDED_ROWS;
     ql_parallel(items > 1 ? n_threads : 1, items, round_task, &r);
     return (operand){room, r.row_bytes};
@@ -203,7 +203,7 @@ static int gated_rows(const gating *r, int n_threads) {
     ql_way way = by_up ? r->up : r->gate;
     int rows = ql_piece_rows(by_up ? r->w->up : r->w->gate, way, r->n_rows, n_threads);
     if (way == QL_BY_SGEMM) rows = (rows / 2 + QL_STRIP - 1) / QL_STRIP * QL_STRIP;
-    if (r->gate == r->up && ql_takes_floats(r->kernels, r->w->down, r->down)) return rows;
+    if (r->gate == r->up && ql_takes_floats(r->down)) return rows;
     return (rows + QL_GROUP - 1) / QL_GROUP * QL_GROUP;
 }
 
@@ -214,9 +214,8 @@ static gating plan_mlp(const ql_kernels *kernels, int n_threads, const ql_mlp *w
                 .gate = ql_way_of(kernels, w->gate, n_rows),
                 .up = ql_way_of(kernels, w->up, n_rows),
                 .down = ql_way_of(kernels, w->down, n_rows),
-                .n_rows = n_rows,
-                .row_bytes =
-                    ql_rounded_stride(kernels, w->down, ql_way_of(kernels, w->down, n_rows))};
+                .n_rows = n_rows};
+    r.row_bytes = ql_rounded_stride(r.down, (size_t)w->down->n_in);
     int panel = gated_rows(&r, n_threads), F = w->gate->n_out;
     ql_way way = r.up == QL_BY_SGEMM ? r.up : r.gate;
     r.items = cut(F, panel, n_rows, pieces_of(way, n_rows, (F + panel - 1) / panel, n_threads));
@@ -241,9 +240,9 @@ static void gated_task(void *context, int item, int thread) {
     gate.scratch = up.scratch = scratch + 2 * r->piece_bytes;
     ql_multiply(&gate);
     ql_multiply(&up);
-    bool floats = ql_takes_floats(r->kernels, r->w->down, r->down);
-    char *to = r->hidden + (size_t)from * r->row_bytes +
-               ql_rounded_bytes(r->kernels, r->w->down, r->down, (size_t)gate.first);
+    bool floats = ql_takes_floats(r->down);
+    char *to =
+        r->hidden + (size_t)from * r->row_bytes + ql_rounded_bytes(r->down, (size_t)gate.first);
     for (int t = 0; t < gate.rows; t++, to += r->row_bytes) {
         float *row = gate.y + (size_t)t * n;
         r->kernels->swiglu(floats ? (float *)to : row, row, up.y + (size_t)t * n, n);
@@ -255,7 +254,7 @@ size_t ql_mlp_scratch(const ql_kernels *kernels, int n_threads, const ql_mlp *w,
     gating r = plan_mlp(kernels, n_threads, w, n_rows);
     size_t gated = (size_t)min(n_threads, r.items.n) * r.scratch_stride,
            down = (size_t)n_threads * piece_scratch(kernels, n_threads, w->down, n_rows);
-    return operand_bytes(kernels, w->down, r.down, n_rows) + rounded_x(kernels, w->gate, n_rows) +
+    return operand_bytes(w->down, r.down, n_rows) + rounded_x(kernels, w->gate, n_rows) +
            (r.up != r.gate ? rounded_x(kernels, w->up, n_rows) : 0) + largest(gated, down);
 }
 
@@ -264,7 +263,7 @@ void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float
     gating r = plan_mlp(kernels, n_threads, w, n_rows);
     size_t E = (size_t)w->gate->n_in;
     r.hidden = scratch;
-    r.scratch = r.hidden + operand_bytes(kernels, w->down, r.down, n_rows);
+    r.scratch = r.hidden + operand_bytes(w->down, r.down, n_rows);
     r.x_gate = r.x_up = take(kernels, n_threads, w->gate, x, E, n_rows, r.scratch);
     r.scratch += rounded_x(kernels, w->gate, n_rows);
     if (r.up != r.gate) {

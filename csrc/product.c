@@ -39,30 +39,24 @@ static bool in_strips(const ql_matrix *w) { return w->dtype == QL_INT8 || w->dty
 
 /* ---- ways, and x as they take it ---- */
 
-/* Whether panels of these weights are of bfloat16, as x must then be. */
-static bool rounds_x(const ql_kernels *kernels, const ql_matrix *w) {
-    return w->dtype == QL_BF16 && kernels->panels;
-}
-
 ql_way ql_way_of(const ql_kernels *kernels, const ql_matrix *w, int n_rows) {
     if (in_strips(w)) return QL_BY_INTEGERS;
-    if (rounds_x(kernels, w)) return n_rows <= MOST_ROWS_BEFORE_PANELS ? QL_BY_DOTS : QL_BY_PANELS;
+    if (w->dtype == QL_BF16 && kernels->panels)
+        return n_rows <= MOST_ROWS_BEFORE_PANELS ? QL_BY_DOTS : QL_BY_PANELS_BF16;
     if (n_rows <= MOST_ROWS_BY_DOTS) return QL_BY_DOTS;
-    return kernels->beats_blas ? QL_BY_PANELS : QL_BY_SGEMM;
+    return kernels->beats_blas ? QL_BY_PANELS_F32 : QL_BY_SGEMM;
 }
 
-bool ql_takes_floats(const ql_kernels *kernels, const ql_matrix *w, ql_way way) {
-    return way != QL_BY_INTEGERS && !(way == QL_BY_PANELS && rounds_x(kernels, w));
-}
+bool ql_takes_floats(ql_way way) { return way != QL_BY_INTEGERS && way != QL_BY_PANELS_BF16; }
 
-size_t ql_rounded_bytes(const ql_kernels *kernels, const ql_matrix *w, ql_way way, size_t k) {
+size_t ql_rounded_bytes(ql_way way, size_t k) {
     if (way == QL_BY_INTEGERS) return groups_of(k) * sizeof(ql_group);
-    return ql_takes_floats(kernels, w, way) ? k * sizeof(float) : even(k) * sizeof(uint16_t);
+    return ql_takes_floats(way) ? k * sizeof(float) : even(k) * sizeof(uint16_t);
 }
 
-size_t ql_rounded_stride(const ql_kernels *kernels, const ql_matrix *w, ql_way way) {
-    size_t bytes = ql_rounded_bytes(kernels, w, way, (size_t)w->n_in);
-    if (way == QL_BY_INTEGERS || ql_takes_floats(kernels, w, way)) return bytes;
+size_t ql_rounded_stride(ql_way way, size_t k) {
+    size_t bytes = ql_rounded_bytes(way, k);
+    if (way == QL_BY_INTEGERS || ql_takes_floats(way)) return bytes;
     /* An odd number of cache lines: columns of x would share a few of the caches' sets. */
     return (aligned(bytes) / 64 | 1) * 64;
 }
@@ -112,7 +106,7 @@ bool ql_few_rows(ql_way way, int n_rows) {
 int ql_piece_rows(const ql_matrix *w, ql_way way, int n_rows, int n_threads) {
     if (ql_few_rows(way, n_rows)) return few_panel(w, n_threads);
     if (way == QL_BY_SGEMM) return many_panel(w);
-    bool deep = way == QL_BY_PANELS && w->dtype == QL_BF16 && w->n_in > ROUNDED_DEPTH;
+    bool deep = way == QL_BY_PANELS_BF16 && w->n_in > ROUNDED_DEPTH;
     return deep && w->n_out >= ENOUGH_PIECES * n_threads * WIDE_PANEL ? WIDE_PANEL : QL_PANEL;
 }
 
@@ -122,8 +116,8 @@ static int many_columns(const ql_matrix *w) {
     return w->n_in < most ? w->n_in : most;
 }
 
-static const ql_panels *format_of(const ql_kernels *kernels, const ql_matrix *w) {
-    return rounds_x(kernels, w) ? kernels->panels : kernels->panels_f32;
+static const ql_panels *format_of(const ql_kernels *kernels, ql_way way) {
+    return way == QL_BY_PANELS_BF16 ? kernels->panels : kernels->panels_f32;
 }
 
 /* Numbers of a column that are packed at once, whole tiles of them. */
@@ -139,18 +133,17 @@ static size_t panel_bytes(const ql_panels *format, int depth) {
 }
 
 /* Bytes of the panels of n columns. */
-static size_t panels_scratch(const ql_kernels *kernels, const ql_matrix *w, int n) {
-    const ql_panels *format = format_of(kernels, w);
+static size_t panels_scratch(const ql_panels *format, const ql_matrix *w, int n) {
     int n_panels = (n + format->columns - 1) / format->columns;
     return panel_bytes(format, panel_depth(format, w)) * (size_t)n_panels;
 }
 
 size_t ql_piece_scratch(const ql_kernels *kernels, const ql_matrix *w, ql_way way, int n) {
     if (way == QL_BY_INTEGERS) return 0;
-    if (way == QL_BY_PANELS && rounds_x(kernels, w)) return panels_scratch(kernels, w, n);
-    if (way == QL_BY_PANELS) /* and weights unpacked to float32 */
-        return panels_scratch(kernels, w, n) +
-               panel_bytes(kernels->panels_f32, panel_depth(kernels->panels_f32, w));
+    const ql_panels *format = format_of(kernels, way);
+    if (way == QL_BY_PANELS_BF16) return panels_scratch(format, w, n);
+    if (way == QL_BY_PANELS_F32) /* and weights unpacked to float32 */
+        return panels_scratch(format, w, n) + panel_bytes(format, panel_depth(format, w));
     if (way == QL_BY_DOTS) return aligned((size_t)most_few_panel(w) * QL_FEW_ROWS * sizeof(float));
     if (w->dtype == QL_F32) return 0;
     return aligned((size_t)n * (size_t)many_columns(w) * sizeof(float));
@@ -206,7 +199,7 @@ static void by_sgemm(const ql_piece *p) {
 /* Numbers at ... at + depth - 1 of the piece's weights as panels, one behind the other; unpacked
  * [columns, depth], for panels of float32. */
 static void pack_weights(const ql_piece *p, int at, int depth, char *panels, float *unpacked) {
-    const ql_panels *format = format_of(p->kernels, p->w);
+    const ql_panels *format = format_of(p->kernels, p->way);
     size_t k = (size_t)p->w->n_in, item = ql_dtype_block_bytes(p->w->dtype);
     for (int j = 0; j < p->n; j += format->columns, panels += panel_bytes(format, depth)) {
         int wide = p->n - j < format->columns ? p->n - j : format->columns;
@@ -224,11 +217,11 @@ static void pack_weights(const ql_piece *p, int at, int depth, char *panels, flo
 }
 
 static void by_panels(const ql_piece *p) {
-    const ql_panels *format = format_of(p->kernels, p->w);
+    const ql_panels *format = format_of(p->kernels, p->way);
     int most = panel_depth(format, p->w), k = p->w->n_in,
         at_once = format->item == sizeof(float) ? CACHED_ROWS : p->rows;
     char *panels = p->scratch;
-    float *unpacked = (float *)(panels + panels_scratch(p->kernels, p->w, p->n));
+    float *unpacked = (float *)(panels + panels_scratch(format, p->w, p->n));
     for (int at = 0; at < k; at += most) {
         int depth = k - at < most ? k - at : most;
         pack_weights(p, at, depth, panels, unpacked);
@@ -256,7 +249,8 @@ void ql_multiply(const ql_piece *p) {
     switch (p->way) {
     case QL_BY_DOTS: by_dots(p); break;
     case QL_BY_SGEMM: by_sgemm(p); break;
-    case QL_BY_PANELS: by_panels(p); break;
+    case QL_BY_PANELS_F32:
+    case QL_BY_PANELS_BF16: by_panels(p); break;
     case QL_BY_INTEGERS: by_integers(p); break;
     }
     if (p->w->bias) add_rows(p, p->y, p->ldy, p->w->bias + p->first, 0, p->rows);

@@ -2,9 +2,9 @@
  * which weights are held. linear.h cuts whole products into pieces.
  *
  * float32 and bfloat16 with few rows go by the few-row kernels at memory speed, with many rows by
- * OpenBLAS, or by products of our own where they are faster: of float32 (AVX2), and of bfloat16
- * where weights are bfloat16 and the CPU has them (x is rounded to bfloat16 then); weights of few
- * bits by products of whole numbers (x is rounded to 8 bits in groups of 64). */
+ * OpenBLAS, or by products of our own where they are faster: of float32 (AVX2, AVX-512), and of
+ * bfloat16 where weights are bfloat16 and the CPU has them (x is rounded to bfloat16 then); weights
+ * of few bits by products of whole numbers (x is rounded to 8 bits in groups of 64). */
 #ifndef QL_PRODUCT_H
 #define QL_PRODUCT_H
 
@@ -18,7 +18,13 @@ typedef struct ql_matrix { /* [n_out, n_in], row-major */
     ql_dtype dtype; /* QL_F32, QL_BF16; QL_INT8 and QL_Q4 lie in strips (kernels.h) */
 } ql_matrix;
 
-typedef enum ql_way { QL_BY_DOTS, QL_BY_SGEMM, QL_BY_PANELS, QL_BY_INTEGERS } ql_way;
+typedef enum ql_way {
+    QL_BY_DOTS,
+    QL_BY_SGEMM,
+    QL_BY_PANELS_F32,
+    QL_BY_PANELS_BF16,
+    QL_BY_INTEGERS
+} ql_way;
 
 typedef struct ql_piece {
     const ql_kernels *kernels;
@@ -37,13 +43,13 @@ typedef struct ql_piece {
 ql_way ql_way_of(const ql_kernels *kernels, const ql_matrix *w, int n_rows);
 
 /* Whether x is taken as it is, float32. */
-bool ql_takes_floats(const ql_kernels *kernels, const ql_matrix *w, ql_way way);
+bool ql_takes_floats(ql_way way);
 
 /* Bytes of k numbers of a row of x as the way takes them. */
-size_t ql_rounded_bytes(const ql_kernels *kernels, const ql_matrix *w, ql_way way, size_t k);
+size_t ql_rounded_bytes(ql_way way, size_t k);
 
-/* Bytes from one row of it to the next. */
-size_t ql_rounded_stride(const ql_kernels *kernels, const ql_matrix *w, ql_way way);
+/* Bytes from one row of k numbers to the next. */
+size_t ql_rounded_stride(ql_way way, size_t k);
 
 /* x [k] as a way takes it that does not take floats; whole groups of a row or its end. */
 void ql_round(const ql_kernels *kernels, ql_way way, void *to, const float *x, size_t k);
