@@ -186,7 +186,7 @@ void ql_memory_note(ql_memory *m, int layer, const float *q, const float *k) {
 static void score_blocks(ql_memory *m, int layer) {
     size_t width = ql_memory_width(m);
     memcpy(m->query, m->chunk_sum + layer * width, width * sizeof *m->query);
-    m->kernels->scale(m->query, 1.0f / (float)m->chunk, width);
+    m->kernels->scale(m->query, m->query, 1.0f / (float)m->chunk, width);
     rotate_far(m, m->query);
     if (m->config.mode == QL_QLLM && m->question.known) {
         const float *question = m->question.vectors + layer * width;
@@ -348,7 +348,7 @@ static void set_question(ql_memory *m, int layer, int *best) {
             m->kernels->add(vector + (size_t)h * D, query, D);
         }
     }
-    m->kernels->scale(vector, 1.0f / (float)k, ql_memory_width(m));
+    m->kernels->scale(vector, vector, 1.0f / (float)k, ql_memory_width(m));
     rotate_far(m, vector);
 }
 
@@ -370,7 +370,7 @@ static void represent(ql_memory *m, int layer, int64_t block, int *best) {
             ql_get_row(m->kernels, key, keys + best[i] * row, span.k_dtype, D);
             m->kernels->add(mean, key, D);
         }
-        m->kernels->scale(mean, 1.0f / (float)R, D);
+        m->kernels->scale(mean, mean, 1.0f / (float)R, D);
         ql_put_row(m->kernels, vector + h * ql_row_bytes(m->index.dtype, D), mean, m->index.dtype,
                    D);
     }
@@ -416,8 +416,7 @@ void ql_memory_commit(ql_memory *m) {
         c.n_first += max64(0, min64(m->config.n_init - m->n_first, waiting - n_local));
         waiting -= c.n_first - m->n_first;
         if (waiting - P >= n_local) c.n_blocks += (waiting - n_local) / P;
-        bool much = m->chunk > 1 || c.asks || c.n_blocks > m->n_blocks;
-        ql_parallel(much ? m->n_threads : 1, m->heads.n_layers, commit_task, &c);
+        ql_parallel(m->n_threads, m->heads.n_layers, commit_task, &c);
     } else if (ql_memory_skims(m)) {
         for (int layer = 0; layer < m->heads.n_layers; layer++) add_queries(m, layer);
     }

@@ -128,9 +128,10 @@ typedef struct ql_kernels {
     void (*rope)(float *y, const float *x, const float *cos, const float *sin, size_t d);
 
     float (*max)(const float *x, size_t n); /* -INFINITY for n = 0; NaNs may be passed over */
-    float (*exp_sum)(float *x, float shift,
-                     size_t n); /* x = exp(x - shift), returns the sum; exp(-INFINITY) = 0 */
-    void (*scale)(float *x, float factor, size_t n); /* x *= factor */
+    /* y = exp(factor * (x - top)), returns the sum; exp(-INFINITY) = 0; y may be x */
+    float (*exp_sum)(float *y, const float *x, float factor, float top, size_t n);
+    void (*scale)(float *y, const float *x, float factor,
+                  size_t n);                         /* y = factor * x; y may be x */
     void (*add)(float *y, const float *x, size_t n); /* y += x */
 } ql_kernels;
 

@@ -17,6 +17,7 @@ typedef struct pieces {
     const ql_attention *a;
     int group, n_pieces, n_runs; /* pieces of a head; runs of pieces, of all heads in turn */
     int64_t n_global, n_keys;
+    float factor;      /* of scores */
     float *near, *far; /* [H*D] rotated queries */
     float *scores;     /* [H, n_keys] */
     float *out;        /* [H, n_pieces, D] */
@@ -65,9 +66,9 @@ static void meet_piece(const pieces *x, int g, int piece, const void *behind) {
         }
         for (int h = 0; h < n_heads; h++) {
             size_t stat = (size_t)(h0 + h) * x->n_pieces + piece;
-            k->scale(scores + h * row, 1 / sqrtf((float)D), (size_t)count);
-            x->top[stat] = k->max(scores + h * row, (size_t)count);
-            x->sum[stat] = k->exp_sum(scores + h * row, x->top[stat], (size_t)count);
+            float *weights = scores + h * row;
+            x->top[stat] = k->max(weights, (size_t)count);
+            x->sum[stat] = k->exp_sum(weights, weights, x->factor, x->top[stat], (size_t)count);
             memset(out + h * out_row, 0, D * sizeof *out);
         }
         at = 0;
@@ -86,8 +87,9 @@ static void meet_piece(const pieces *x, int g, int piece, const void *behind) {
 static void run_task(void *context, int item, int thread) {
     (void)thread;
     const pieces *x = context;
-    int all = x->a->heads.n_kv_heads * x->n_pieces, i = item * all / x->n_runs,
-        end = (item + 1) * all / x->n_runs;
+    int all = x->a->heads.n_kv_heads * x->n_pieces, each = all / x->n_runs, more = all % x->n_runs;
+    /* longer runs first, so that threads take as many pieces */
+    int i = item * each + (int)min64(item, more), end = i + each + (item < more);
     for (; i < end; i++) {
         int next = i + 1;
         ql_span span = span_at(x->a, x->starts[next % x->n_pieces]);
@@ -125,20 +127,17 @@ static void join_pieces(const pieces *x) {
         float *out = a->out + (size_t)h * D, *sums = x->sum + (size_t)h * x->n_pieces,
               *tops = x->top + (size_t)h * x->n_pieces;
         float top = k->max(tops, (size_t)x->n_pieces), total = 0;
-        for (int i = 0; i < x->n_pieces; i++) {
-            k->exp_sum(&tops[i], top, 1); /* now the piece's share of the common scale */
-            total += tops[i] * sums[i];
-        }
+        /* now the pieces' shares of a common scale */
+        k->exp_sum(tops, tops, x->factor, top, (size_t)x->n_pieces);
+        for (int i = 0; i < x->n_pieces; i++) total += tops[i] * sums[i];
         memset(out, 0, D * sizeof *out);
         for (int i = 0; i < x->n_pieces; i++) {
-            float share = tops[i] / total, *part = x->out + ((size_t)h * x->n_pieces + i) * D;
-            k->scale(part, share, D);
-            k->add(out, part, D);
+            float share = tops[i] / total;
+            k->panels_f32->add_scaled(out, x->out + ((size_t)h * x->n_pieces + i) * D, share, D);
             int64_t from = max64(x->n_global, x->offsets[i]), to = x->offsets[i + 1];
             if (!a->local_mass || from >= to) continue;
-            float *mass = a->local_mass + h * n_local + (from - x->n_global);
-            memcpy(mass, x->scores + h * x->n_keys + from, (size_t)(to - from) * sizeof *mass);
-            k->scale(mass, share, (size_t)(to - from));
+            k->scale(a->local_mass + h * n_local + (from - x->n_global),
+                     x->scores + h * x->n_keys + from, share, (size_t)(to - from));
         }
     }
 }
@@ -163,6 +162,7 @@ void ql_attend_pieces(const ql_attention *a, void *scratch) {
                 .group = H / a->heads.n_kv_heads,
                 .n_global = min64(n_global, ql_visible_global(a, a->first))};
     x.n_keys = x.n_global + n_local;
+    x.factor = 1 / sqrtf((float)D);
     size_t most = most_pieces(n_global + n_local, a->n_global + a->n_local);
     x.near = scratch;
     x.far = x.near + padded((size_t)H * D);

@@ -286,8 +286,7 @@ static void attend_strip(const tiles *x, const strip *t, float *mass, char *scra
                     head, t->rows, t->skip + unseen, t->n_band - unseen);
     for (int i = 0; i < t->rows; i++) {
         size_t row = (size_t)(t->t0 + i % t->n) * a->heads.n_heads + t->g * p->group + i / t->n;
-        a->kernels->scale(out + (size_t)i * p->D, factors[i], p->D);
-        memcpy(a->out + row * p->D, out + (size_t)i * p->D, p->D * sizeof *out);
+        a->kernels->scale(a->out + row * p->D, out + (size_t)i * p->D, factors[i], p->D);
     }
 }
 

@@ -155,17 +155,17 @@ static float maximum(const float *x, size_t n) {
     return most;
 }
 
-static float exp_sum(float *x, float shift, size_t n) {
+static float exp_sum(float *y, const float *x, float factor, float top, size_t n) {
     double total = 0;
     for (size_t i = 0; i < n; i++) {
-        x[i] = (float)exp((double)(x[i] - shift));
-        total += x[i];
+        y[i] = (float)exp((double)(factor * (x[i] - top)));
+        total += y[i];
     }
     return (float)total;
 }
 
-static void scale(float *x, float factor, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] *= factor;
+static void scale(float *y, const float *x, float factor, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = factor * x[i];
 }
 
 static void add(float *y, const float *x, size_t n) {
@@ -260,9 +260,7 @@ static void product_multiply(float *c, size_t ldc, const void *a, size_t lda, co
 }
 
 static float product_exp_sum(void *y, const float *x, float factor, float top, size_t n) {
-    float *to = y;
-    for (size_t i = 0; i < n; i++) to[i] = factor * (x[i] - top);
-    return exp_sum(to, 0, n);
+    return exp_sum(y, x, factor, top, n);
 }
 
 static void product_add_scaled(float *y, const void *x, float factor, size_t n) {

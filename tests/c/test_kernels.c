@@ -208,7 +208,7 @@ static void exponentials(void) {
         x[i] = y[i] = -87.3f + (float)i * (175.9f / MOST);
         total += exp((double)x[i] - 88.0);
     }
-    tested->exp_sum(y, 0, MOST);
+    tested->exp_sum(y, y, 1, 0, MOST);
     for (int i = 0; i < MOST; i++) {
         double exact = exp((double)x[i]),
                ulp = (double)nextafterf((float)exact, INFINITY) - (double)(float)exact;
@@ -217,23 +217,24 @@ static void exponentials(void) {
     }
     CHECK_NEAR(most, 0, 2);
     for (int i = 0; i < MOST; i++) y[i] = x[i];
-    CHECK_NEAR(tested->exp_sum(y, 88.0f, MOST) / total, 1, 1e-5);
+    CHECK_NEAR(tested->exp_sum(y, y, 1, 88.0f, MOST) / total, 1, 1e-5);
     for (size_t n = 0; n < 70; n++) { /* sums and untouched ends of every size */
         float a[80], b[80];
         for (size_t i = 0; i < 80; i++) a[i] = b[i] = 3 * uniform();
-        float got = tested->exp_sum(a, 0.5f, n), expected = naive->exp_sum(b, 0.5f, n);
+        float got = tested->exp_sum(a, a, 0.7f, 0.5f, n),
+              expected = naive->exp_sum(b, b, 0.7f, 0.5f, n);
         CHECK_NEAR(got, expected, 1e-6 * (1 + expected));
         CHECK_NEAR(worst(a, b, 80), 0, 4e-6);
     }
     float ends[] = {-INFINITY, -200, -1e30f, -88, 0, 88.8f, INFINITY, 1e30f};
     const float expected[] = {0, 0, 0, 0, 1, INFINITY, INFINITY, INFINITY};
-    tested->exp_sum(ends, 0, 8);
+    tested->exp_sum(ends, ends, 1, 0, 8);
     for (int i = 0; i < 8; i++)
         CHECK(i == 3 ? ends[i] <= 1.2e-38f && ends[i] >= 0 : ends[i] == expected[i]);
     for (size_t at = 0; at < 40; at++) { /* a NaN stays one, and alone */
         float a[40] = {0};
         a[at] = NAN;
-        CHECK(isnan(tested->exp_sum(a, 0, 40)));
+        CHECK(isnan(tested->exp_sum(a, a, 1, 0, 40)));
         for (size_t i = 0; i < 40; i++) CHECK(i == at ? isnan(a[i]) : a[i] == 1);
     }
 }
@@ -297,8 +298,11 @@ static void small_ones(void) {
         tested->add(y, x, n);
         naive->add(z, x, n);
         CHECK_SAME_BITS(y, z, (n + 1) * sizeof *y);
-        tested->scale(y, 0.3f, n);
-        naive->scale(z, 0.3f, n);
+        tested->scale(y, y, 0.3f, n);
+        naive->scale(z, z, 0.3f, n);
+        CHECK_SAME_BITS(y, z, (n + 1) * sizeof *y);
+        tested->scale(y, x, 0.7f, n);
+        naive->scale(z, x, 0.7f, n);
         CHECK_SAME_BITS(y, z, (n + 1) * sizeof *y);
         x[n / 2] = 5;
         CHECK(tested->max(x, n) == 5);
