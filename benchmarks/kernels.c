@@ -241,7 +241,7 @@ static void linear(const char *model, ql_dtype dtype, int n_out, int n_in, int n
     for (size_t i = 0; i < l.copies; i++)
         ql_hold(l.data + i * one, dtype, plain, QL_F32, n_out, n_in, kernels, n_threads);
     free(plain);
-    l.scratch = memory(ql_linear_scratch(kernels, n_threads, &l.w, n_rows));
+    l.scratch = memory(ql_linear_scratch(kernels, n_threads, &l.w, false, n_rows));
     const char *limit = dtype < QL_INT8 ? ql_dtype_name(dtype) : "int8";
     char kernel[32], what[96];
     snprintf(kernel, sizeof kernel, "linear %s", ql_dtype_name(dtype));

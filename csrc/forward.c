@@ -4,9 +4,6 @@
 #include "error.h"
 #include "ql_internal.h"
 #include "store.h"
-#include "threads.h"
-
-enum { ROWS = 16 }; /* of an item of norms */
 
 /* ---- workspace ---- */
 
@@ -39,19 +36,29 @@ void ql_workspace_give(ql_model *model, ql_workspace *workspace) {
 static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-static size_t matrix_scratch(const ql_model *model, const ql_matrix *w, int n_rows) {
-    return ql_linear_scratch(model->kernels, model->n_threads, w, n_rows);
+static ql_norm norm_of(const ql_model *model, const float *weight) {
+    return (ql_norm){weight, (float)model->config.rms_norm_eps};
+}
+
+static ql_mlp mlp_of(const ql_model *model, const ql_layer *layer) {
+    return (ql_mlp){&layer->gate, &layer->up, &layer->down,
+                    norm_of(model, layer->post_attention_norm)};
+}
+
+static size_t matrix_scratch(const ql_model *model, const ql_matrix *w, bool normed, int n_rows) {
+    return ql_linear_scratch(model->kernels, model->n_threads, w, normed, n_rows);
 }
 
 /* Layers have the same shapes, but each of their matrices may be held in a format of its own. */
 static size_t product_scratch(const ql_model *model, int n_rows) {
-    size_t bytes = largest(64, matrix_scratch(model, &model->weights.head, n_rows));
+    size_t bytes = largest(64, matrix_scratch(model, &model->weights.head, true, n_rows));
     for (int i = 0; i < model->config.num_hidden_layers; i++) {
         const ql_layer *l = &model->weights.layers[i];
         const ql_matrix *matrices[] = {&l->q, &l->k, &l->v, &l->o};
         for (size_t j = 0; j < sizeof matrices / sizeof *matrices; j++)
-            bytes = largest(bytes, matrix_scratch(model, matrices[j], n_rows));
-        ql_mlp mlp = {&l->gate, &l->up, &l->down};
+            bytes =
+                largest(bytes, matrix_scratch(model, matrices[j], matrices[j] != &l->o, n_rows));
+        ql_mlp mlp = mlp_of(model, l);
         bytes = largest(bytes, ql_mlp_scratch(model->kernels, model->n_threads, &mlp, n_rows));
     }
     return aligned(bytes);
@@ -65,8 +72,7 @@ ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_toke
     struct {
         float **at;
         size_t row;
-    } parts[] = {{&w->x, E},    {&w->h, E},    {&w->q, queries},
-                 {&w->k, keys}, {&w->v, keys}, {&w->heads, queries}};
+    } parts[] = {{&w->x, E}, {&w->q, queries}, {&w->k, keys}, {&w->v, keys}, {&w->heads, queries}};
     enum { N_PARTS = sizeof parts / sizeof *parts };
     size_t need = largest(product_scratch(model, n_tokens), attention_bytes);
     for (int i = 0; i < N_PARTS; i++) need += aligned(n_tokens * parts[i].row * sizeof(float));
@@ -90,34 +96,10 @@ ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_toke
     return QL_OK;
 }
 
-/* ---- norms ---- */
-
-typedef struct norm {
-    const ql_model *model;
-    float *y;
-    const float *x, *weight;
-    int n;
-} norm;
-
-static void norm_task(void *context, int item, int thread) {
-    (void)thread;
-    const norm *r = context;
-    size_t E = r->model->config.hidden_size;
-    for (int t = item * ROWS; t < r->n && t < (item + 1) * ROWS; t++)
-        r->model->kernels->rmsnorm(r->y + t * E, r->x + t * E, r->weight, E,
-                                   (float)r->model->config.rms_norm_eps);
-}
-
-static void normalise(const ql_model *model, float *y, const float *x, const float *weight, int n) {
-    norm r = {model, y, x, weight, n};
-    int n_items = (n + ROWS - 1) / ROWS;
-    ql_parallel(n_items > 1 ? model->n_threads : 1, n_items, norm_task, &r);
-}
-
 /* ---- products ---- */
 
-static ql_linear_job job(float *y, const float *x, const ql_matrix *w) {
-    return (ql_linear_job){.y = y, .x = x, .w = w, .ldy = w->n_out, .ldx = w->n_in};
+static ql_linear_job job(float *y, const float *x, ql_norm norm, const ql_matrix *w) {
+    return (ql_linear_job){.y = y, .x = x, .w = w, .ldy = w->n_out, .ldx = w->n_in, .norm = norm};
 }
 
 static void multiply(const ql_model *model, ql_workspace *w, const ql_linear_job *jobs, int n_jobs,
@@ -127,7 +109,7 @@ static void multiply(const ql_model *model, ql_workspace *w, const ql_linear_job
 
 static void add_product(const ql_model *model, ql_workspace *w, float *y, const float *x,
                         const ql_matrix *matrix, int n_rows) {
-    ql_linear_job sum = job(y, x, matrix);
+    ql_linear_job sum = job(y, x, (ql_norm){0}, matrix);
     sum.accumulate = true;
     multiply(model, w, &sum, 1, n_rows);
 }
@@ -137,23 +119,22 @@ static void add_product(const ql_model *model, ql_workspace *w, float *y, const 
 /* The last layer of a session that skims: only its queries and keys are wanted. */
 static void layer_keys(const ql_model *model, ql_memory *memory, ql_workspace *w, int l, int n) {
     const ql_layer *layer = &model->weights.layers[l];
-    normalise(model, w->h, w->x, layer->input_norm, n);
-    ql_linear_job qk[] = {job(w->q, w->h, &layer->q), job(w->k, w->h, &layer->k)};
+    ql_norm norm = norm_of(model, layer->input_norm);
+    ql_linear_job qk[] = {job(w->q, w->x, norm, &layer->q), job(w->k, w->x, norm, &layer->k)};
     multiply(model, w, qk, 2, n);
     ql_memory_note(memory, l, w->q, w->k);
 }
 
 static void layer_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, int l, int n) {
     const ql_layer *layer = &model->weights.layers[l];
-    normalise(model, w->h, w->x, layer->input_norm, n);
-    ql_linear_job qkv[] = {job(w->q, w->h, &layer->q), job(w->k, w->h, &layer->k),
-                           job(w->v, w->h, &layer->v)};
+    ql_norm norm = norm_of(model, layer->input_norm);
+    ql_linear_job qkv[] = {job(w->q, w->x, norm, &layer->q), job(w->k, w->x, norm, &layer->k),
+                           job(w->v, w->x, norm, &layer->v)};
     multiply(model, w, qkv, 3, n);
     ql_memory_attend(memory, l, w->heads, w->q, w->k, w->v, w->scratch);
     add_product(model, w, w->x, w->heads, &layer->o, n);
-    normalise(model, w->h, w->x, layer->post_attention_norm, n);
-    ql_mlp mlp = {&layer->gate, &layer->up, &layer->down};
-    ql_mlp_add(model->kernels, model->n_threads, &mlp, w->x, w->h, n, w->scratch);
+    ql_mlp mlp = mlp_of(model, layer);
+    ql_mlp_add(model->kernels, model->n_threads, &mlp, w->x, w->x, n, w->scratch);
 }
 
 static ql_status stopped(const ql_feed *feed, ql_error *err) {
@@ -179,8 +160,8 @@ ql_status ql_forward(const ql_model *model, ql_memory *memory, ql_workspace *w, 
     }
     if ((status = stopped(feed, err))) return status;
     if (n_logits > 0) {
-        normalise(model, w->h, w->x + (size_t)(n - n_logits) * E, model->weights.norm, n_logits);
-        ql_linear_job head = job(logits, w->h, &model->weights.head);
+        ql_linear_job head = job(logits, w->x + (size_t)(n - n_logits) * E,
+                                 norm_of(model, model->weights.norm), &model->weights.head);
         multiply(model, w, &head, 1, n_logits);
     }
     ql_memory_commit(memory);

@@ -18,38 +18,57 @@ typedef struct operand { /* [T, k] */
 
 typedef struct rounding {
     const ql_kernels *kernels;
-    const ql_matrix *w;
     ql_way way;
     const float *x;
-    size_t ldx, row_bytes;
+    size_t ldx, k;
+    ql_norm norm;
     int n_rows;
     char *to;
+    size_t row_bytes; /* of to */
+    float *normed;    /* [n_threads, k], or nothing where products take floats */
 } rounding;
 
 static size_t operand_bytes(const ql_matrix *w, ql_way way, int n_rows) {
     return aligned((size_t)n_rows * ql_rounded_stride(way, (size_t)w->n_in));
 }
 
-/* Of the room that a rounded x needs; none where x is taken as it is. */
-static size_t rounded_x(const ql_kernels *kernels, const ql_matrix *w, int n_rows) {
-    ql_way way = ql_way_of(kernels, w, n_rows);
-    return ql_takes_floats(way) ? 0 : operand_bytes(w, way, n_rows);
+/* Bytes of the room that `take` needs; none where x is taken as it is. */
+static size_t room_of_x(const ql_matrix *w, ql_way way, bool normed, int n_threads, int n_rows) {
+    if (ql_takes_floats(way)) return normed ? operand_bytes(w, way, n_rows) : 0;
+    size_t rows = normed ? (size_t)n_threads * (size_t)w->n_in * sizeof(float) : 0;
+    return operand_bytes(w, way, n_rows) + aligned(rows);
 }
 
 static void round_task(void *context, int item, int thread) {
-    (void)thread;
     const rounding *r = context;
-    for (int t = item * ROUNDED_ROWS; t < min(r->n_rows, (item + 1) * ROUNDED_ROWS); t++)
-        ql_round(r->kernels, r->way, r->to + (size_t)t * r->row_bytes, r->x + (size_t)t * r->ldx,
-                 (size_t)r->w->n_in);
+    bool floats = ql_takes_floats(r->way);
+    for (int t = item * ROUNDED_ROWS; t < min(r->n_rows, (item + 1) * ROUNDED_ROWS); t++) {
+        const float *x = r->x + (size_t)t * r->ldx;
+        char *to = r->to + (size_t)t * r->row_bytes;
+        if (r->norm.weight) {
+            float *y = floats ? (float *)to : r->normed + (size_t)thread * r->k;
+            r->kernels->rmsnorm(y, x, r->norm.weight, r->k, r->norm.eps);
+            x = y;
+        }
+        if (!floats) ql_round(r->kernels, r->way, to, x, r->k);
+    }
 }
 
-/* x for products with w and whatever goes the same way; room: rounded_x bytes. */
-static operand take(const ql_kernels *kernels, int n_threads, const ql_matrix *w, const float *x,
-                    size_t ldx, int n_rows, void *room) {
-    ql_way way = ql_way_of(kernels, w, n_rows);
-    if (ql_takes_floats(way)) return (operand){(const char *)x, ldx * sizeof(float)};
-    rounding r = {kernels, w, way, x, ldx, ql_rounded_stride(way, (size_t)w->n_in), n_rows, room};
+/* x [n_rows, k], normed, for products that go this way. */
+static operand take(const ql_kernels *kernels, int n_threads, const ql_matrix *w, ql_way way,
+                    const float *x, size_t ldx, ql_norm norm, int n_rows, char *room) {
+    if (ql_takes_floats(way) && !norm.weight)
+        return (operand){(const char *)x, ldx * sizeof(float)};
+    rounding r = {.kernels = kernels,
+                  .way = way,
+                  .x = x,
+                  .ldx = ldx,
+                  .k = (size_t)w->n_in,
+                  .norm = norm,
+                  .n_rows = n_rows,
+                  .to = room,
+                  .row_bytes = ql_rounded_stride(way, (size_t)w->n_in),
+                  .normed = (float *)(room + operand_bytes(w, way, n_rows))};
     int items = (n_rows + ROUNDED_ROWS - 1) / ROUNDED_ROWS;
     ql_parallel(items > 1 ? n_threads : 1, items, round_task, &r);
     return (operand){room, r.row_bytes};
@@ -157,9 +176,10 @@ void ql_linear(const ql_kernels *kernels, int n_threads, const ql_linear_job *jo
         ql_way way = ql_way_of(kernels, job->w, n_rows);
         for (end = first + 1; end < n_jobs && ql_way_of(kernels, jobs[end].w, n_rows) == way;)
             end++;
-        operand x = take(kernels, n_threads, job->w, job->x, job->ldx, n_rows, scratch);
+        operand x =
+            take(kernels, n_threads, job->w, way, job->x, job->ldx, job->norm, n_rows, scratch);
         run(kernels, n_threads, job, end - first, x, n_rows,
-            (char *)scratch + rounded_x(kernels, job->w, n_rows));
+            (char *)scratch + room_of_x(job->w, way, job->norm.weight, n_threads, n_rows));
     }
 }
 
@@ -169,14 +189,16 @@ static size_t piece_scratch(const ql_kernels *kernels, int n_threads, const ql_m
     return ql_piece_scratch(kernels, w, way, ql_piece_rows(w, way, n_rows, n_threads));
 }
 
-size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, int n_rows) {
-    size_t most = 0;
+size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, bool normed,
+                         int n_rows) {
+    size_t room = 0, piece = 0;
     const int rows[] = {n_rows, 1};
-    for (int i = 0; i < 2; i++) { /* there may be fewer rows */
-        size_t piece = piece_scratch(kernels, n_threads, w, rows[i]);
-        most = largest(most, rounded_x(kernels, w, n_rows) + (size_t)n_threads * piece);
+    for (int i = 0; i < 2; i++) { /* there may be fewer rows, which go another way */
+        ql_way way = ql_way_of(kernels, w, rows[i]);
+        room = largest(room, room_of_x(w, way, normed, n_threads, n_rows));
+        piece = largest(piece, piece_scratch(kernels, n_threads, w, rows[i]));
     }
-    return most;
+    return room + (size_t)n_threads * piece;
 }
 
 /* ---- SwiGLU ---- */
@@ -254,8 +276,11 @@ size_t ql_mlp_scratch(const ql_kernels *kernels, int n_threads, const ql_mlp *w,
     gating r = plan_mlp(kernels, n_threads, w, n_rows);
     size_t gated = (size_t)min(n_threads, r.items.n) * r.scratch_stride,
            down = (size_t)n_threads * piece_scratch(kernels, n_threads, w->down, n_rows);
-    return operand_bytes(w->down, r.down, n_rows) + rounded_x(kernels, w->gate, n_rows) +
-           (r.up != r.gate ? rounded_x(kernels, w->up, n_rows) : 0) + largest(gated, down);
+    bool normed = w->norm.weight;
+    return operand_bytes(w->down, r.down, n_rows) +
+           room_of_x(w->gate, r.gate, normed, n_threads, n_rows) +
+           (r.up != r.gate ? room_of_x(w->up, r.up, normed, n_threads, n_rows) : 0) +
+           largest(gated, down);
 }
 
 void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float *y, const float *x,
@@ -264,11 +289,11 @@ void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float
     size_t E = (size_t)w->gate->n_in;
     r.hidden = scratch;
     r.scratch = r.hidden + operand_bytes(w->down, r.down, n_rows);
-    r.x_gate = r.x_up = take(kernels, n_threads, w->gate, x, E, n_rows, r.scratch);
-    r.scratch += rounded_x(kernels, w->gate, n_rows);
+    r.x_gate = r.x_up = take(kernels, n_threads, w->gate, r.gate, x, E, w->norm, n_rows, r.scratch);
+    r.scratch += room_of_x(w->gate, r.gate, w->norm.weight, n_threads, n_rows);
     if (r.up != r.gate) {
-        r.x_up = take(kernels, n_threads, w->up, x, E, n_rows, r.scratch);
-        r.scratch += rounded_x(kernels, w->up, n_rows);
+        r.x_up = take(kernels, n_threads, w->up, r.up, x, E, w->norm, n_rows, r.scratch);
+        r.scratch += room_of_x(w->up, r.up, w->norm.weight, n_threads, n_rows);
     }
     ql_parallel(n_threads, r.items.n, gated_task, &r);
     ql_linear_job down = {.y = y, .w = w->down, .ldy = E, .accumulate = true};

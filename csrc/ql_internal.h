@@ -32,7 +32,7 @@ struct ql_workspace {
     ql_workspace *next;
     void *memory;
     size_t bytes;
-    float *x, *h;     /* [T, E] residual stream, normed input of a product */
+    float *x;         /* [T, E] residual stream */
     float *q, *k, *v; /* [T, H*D], [T, G*D], [T, G*D] */
     float *heads;     /* [T, H*D] output of attention */
     void *scratch;    /* of one product or attention, whichever runs */

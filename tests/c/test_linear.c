@@ -111,7 +111,7 @@ static void check_layers(layer *layers, int n, int n_rows, bool accumulate) {
                                   .ldy = ldy[j],
                                   .ldx = ldx,
                                   .accumulate = accumulate};
-        size_t needs = ql_linear_scratch(kernels, MOST_THREADS, &layers[j].w, n_rows);
+        size_t needs = ql_linear_scratch(kernels, MOST_THREADS, &layers[j].w, false, n_rows);
         n_bytes = needs > n_bytes ? needs : n_bytes;
     }
     float *scratch = aligned_alloc(64, (n_bytes + 63) / 64 * 64);
@@ -131,6 +131,46 @@ static void check_layers(layer *layers, int n, int n_rows, bool accumulate) {
     }
     for (int j = 0; j < n; j++) free(y[j]), free(before[j]), free(first[j]);
     free(x), free(scratch);
+}
+
+/* rows of x, normed by themselves: [n_rows, n]. */
+static float *normed(const float *x, ql_norm norm, int n_rows, size_t n) {
+    float *y = malloc((size_t)n_rows * n * sizeof *y);
+    for (size_t at = 0; at < (size_t)n_rows * n; at += n)
+        ql_kernels_get(NULL)->rmsnorm(y + at, x + at, norm.weight, n, norm.eps);
+    return y;
+}
+
+/* A norm on the way has the bits of a norm before. */
+static void norms(void) {
+    const int rows[] = {1, 4, 5, 70, 130}, threads[] = {1, 2, 5};
+    const char *names[QL_MAX_VARIANTS];
+    int n_variants = ql_cpu_variants(names);
+    for (int i = 0; i < 5 * N_WAYS * n_variants; i++) {
+        CHECK_EQUAL(ql_set_cpu_variant(names[i / (5 * N_WAYS)], NULL), QL_OK);
+        const ql_kernels *kernels = ql_kernels_get(NULL);
+        layer l = make(101, 90, ways[i / 5 % N_WAYS], true);
+        int n = rows[i % 5];
+        size_t bytes = (size_t)n * 90 * sizeof(float),
+               room = ql_linear_scratch(kernels, MOST_THREADS, &l.w, true, n);
+        float *weight = floats(101), *x = floats((size_t)n * 101), *y = malloc(bytes),
+              *expected = malloc(bytes);
+        char *scratch = aligned_alloc(64, (room + 63) / 64 * 64);
+        ql_norm norm = {weight, 1e-5f};
+        float *before = normed(x, norm, n, 101);
+        ql_linear_job job = {.y = expected, .x = before, .w = &l.w, .ldy = 90, .ldx = 101};
+        ql_linear(kernels, 1, &job, 1, n, scratch);
+        job = (ql_linear_job){.y = y, .x = x, .w = &l.w, .ldy = 90, .ldx = 101, .norm = norm};
+        for (int c = 0; c < 3; c++) {
+            memset(scratch, 0xff, room);
+            memset(y, 0xff, bytes);
+            ql_linear(kernels, threads[c], &job, 1, n, scratch);
+            CHECK_SAME_BITS(y, expected, bytes);
+        }
+        free(weight), free(x), free(y), free(expected), free(scratch), free(before);
+        unmake(&l);
+    }
+    CHECK_EQUAL(ql_set_cpu_variant(NULL, NULL), QL_OK);
 }
 
 static void single(void) {
@@ -172,7 +212,7 @@ static void unlike(void) { /* each held another way, as files mix them */
 
 static void wide(void) { /* more columns than are unpacked at once */
     layer l = make(9000, 130, QL_BF16, true);
-    CHECK(ql_linear_scratch(ql_kernels_get("avx2"), 1, &l.w, 500) <= 4 << 20);
+    CHECK(ql_linear_scratch(ql_kernels_get("avx2"), 1, &l.w, false, 500) <= 4 << 20);
     check_layers(&l, 1, 40, false);
     check_layers(&l, 1, 2, true);
     unmake(&l);
@@ -205,7 +245,7 @@ static void step_by_step(const ql_mlp *w, float *y, const float *x, int n_rows, 
                             {.y = up, .x = x, .w = w->up, .ldy = F, .ldx = E}};
     ql_linear(kernels, 1, jobs, 2, n_rows, scratch);
     kernels->swiglu(gate, gate, up, size);
-    ql_linear_job down = {y, gate, w->down, E, F, true};
+    ql_linear_job down = {.y = y, .x = gate, .w = w->down, .ldy = E, .ldx = F, .accumulate = true};
     ql_linear(kernels, 1, &down, 1, n_rows, scratch);
     free(gate), free(up);
 }
@@ -218,7 +258,7 @@ static void check_mlp(const ql_mlp *w, int n_rows) {
     const ql_matrix *matrices[] = {w->gate, w->up, w->down};
     bool exact = true;
     for (int i = 0; i < 3; i++) {
-        size_t one = ql_linear_scratch(kernels, 1, matrices[i], n_rows);
+        size_t one = ql_linear_scratch(kernels, 1, matrices[i], false, n_rows);
         bytes = one > bytes ? one : bytes;
         exact = exact && ql_way_of(kernels, matrices[i], n_rows) != QL_BY_SGEMM;
     }
@@ -228,7 +268,9 @@ static void check_mlp(const ql_mlp *w, int n_rows) {
           *y = malloc(size * sizeof *y), *first = malloc(size * sizeof *first);
     char *scratch = aligned_alloc(64, bytes);
     memcpy(expected, before, size * sizeof *expected);
-    step_by_step(w, expected, x, n_rows, scratch);
+    float *given = w->norm.weight ? normed(x, w->norm, n_rows, E) : NULL;
+    step_by_step(w, expected, given ? given : x, n_rows, scratch);
+    free(given);
     const int threads[] = {1, 2, 3, 5};
     for (int c = 0; c < 4; c++) {
         memcpy(y, before, size * sizeof *y);
@@ -256,13 +298,14 @@ static void mlps(void) { /* held alike, and otherwise, as files mix them */
         int E = shapes[i / 7][0], F = shapes[i / 7][1];
         layer gate = make(E, F, as[0], true), up = make(E, F, as[1], false),
               down = make(F, E, as[2], true);
-        ql_mlp w = {&gate.w, &up.w, &down.w};
+        float *weight = floats((size_t)E);
+        ql_mlp w = {&gate.w, &up.w, &down.w, {i % 2 ? weight : NULL, 1e-5f}};
         for (int v = 0; v < n; v++) {
             CHECK_EQUAL(ql_set_cpu_variant(names[v], NULL), QL_OK);
             for (int r = i / 7; r < 5; r += i / 7 + BIASED_STEP) check_mlp(&w, rows[r]);
         }
         CHECK_EQUAL(ql_set_cpu_variant(NULL, NULL), QL_OK);
-        unmake(&gate), unmake(&up), unmake(&down);
+        free(weight), unmake(&gate), unmake(&up), unmake(&down);
     }
 }
 
@@ -293,6 +336,7 @@ int main(int n_arguments, char **arguments) {
     RUN(unlike);
     RUN(wide);
     RUN(every_variant);
+    RUN(norms);
     RUN(mlps);
     RUN(rows_of_a_matrix);
     printf("%s\n", ql_blas_name());
