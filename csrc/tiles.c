@@ -26,7 +26,6 @@ static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
  * start. */
 typedef struct keys_plan {
     int64_t n;
-    size_t key_rows, value_rows;     /* [n, D], as they were read */
     size_t key_panels, value_panels; /* [n / columns] of [D]; [D / columns] of [n] */
 } keys_plan;
 
@@ -55,11 +54,8 @@ static size_t panel_bytes(const plan *p, int64_t k) {
 }
 
 static size_t plan_keys(keys_plan *keys, const plan *p, int64_t n, size_t at) {
-    size_t rows = aligned((size_t)n * p->D * p->panels->item);
     keys->n = n;
-    keys->key_rows = at;
-    keys->value_rows = at + rows;
-    keys->key_panels = at + 2 * rows;
+    keys->key_panels = at;
     keys->value_panels = keys->key_panels + panels_of(p, n) * panel_bytes(p, p->D);
     return keys->value_panels + panels_of(p, p->D) * panel_bytes(p, n);
 }
@@ -82,7 +78,9 @@ static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype,
     size_t rows = (size_t)p.group * p.strip_tokens;
     p.queries = aligned(rows * p.D * sizeof(float));
     p.scores = aligned(rows * (size_t)odd_lines(whole(n_global) + whole(p.band)) * sizeof(float));
-    p.per_thread = 3 * p.queries + p.scores + aligned(rows * sizeof(float));
+    p.per_thread =
+        (size_t)max64((int64_t)(3 * p.queries + p.scores + aligned(rows * sizeof(float))),
+                      (int64_t)aligned((size_t)QL_PANEL * (size_t)p.D * p.panels->item));
     return p;
 }
 
@@ -95,9 +93,13 @@ typedef struct tiles {
     char *threads;  /* [n_threads] of plan.per_thread bytes */
 } tiles;
 
+static char *scratch_of(const tiles *x, int thread) {
+    return x->threads + (size_t)thread * x->plan.per_thread;
+}
+
 static char *head_at(const tiles *x, int g) { return x->gathered + (g - x->g0) * x->plan.gathered; }
 
-/* ---- gather: keys and values of a kv head side by side ---- */
+/* ---- gather: keys and values of a kv head in panels ---- */
 
 /* The format of numbers that are multiplied. */
 static ql_dtype format_of(const tiles *x) {
@@ -118,47 +120,51 @@ static void copy_rows(const tiles *x, char *to, const char *from, ql_dtype dtype
     }
 }
 
-static void gather_task(void *context, int item, int thread) {
-    (void)thread;
-    const tiles *x = context;
-    const ql_attention *a = x->a;
-    int n_spans = a->n_global + a->n_local, g = x->g0 + item / n_spans, s = item % n_spans;
-    bool global = s < a->n_global;
-    const ql_span *spans = global ? a->global : a->local;
-    const keys_plan *keys = global ? &x->plan.global : &x->plan.local;
-    if (!global) s -= a->n_global;
-    const ql_span *span = &spans[s];
-    size_t at = (size_t)ql_count_keys(spans, s) * x->plan.D * x->plan.panels->item;
-    char *head = head_at(x, g);
-    copy_rows(x, head + keys->key_rows + at, (const char *)span->k + g * span->k_stride,
-              span->k_dtype, span->n);
-    copy_rows(x, head + keys->value_rows + at, (const char *)span->v + g * span->v_stride,
-              span->v_dtype, span->n);
+/* Keys (or values) from ... from + n - 1 of kv head g in the spans, side by side in the format that
+ * is multiplied, [n, D]: where they lie, or in room. */
+static const char *rows_of(const tiles *x, const ql_span *spans, bool values, int g, int64_t from,
+                           int n, char *room) {
+    size_t D = (size_t)x->plan.D, row = ql_row_bytes(format_of(x), D);
+    for (; from >= spans->n; spans++) from -= spans->n;
+    for (int done = 0, some; done < n; done += some, from = 0, spans++) {
+        some = (int)min64(n - done, spans->n - from);
+        const char *rows = (values ? (const char *)spans->v + g * spans->v_stride
+                                   : (const char *)spans->k + g * spans->k_stride);
+        ql_dtype dtype = values ? spans->v_dtype : spans->k_dtype;
+        rows += (size_t)from * ql_row_bytes(dtype, D);
+        if (some == n && dtype == format_of(x)) return rows;
+        copy_rows(x, room + (size_t)done * row, rows, dtype, some);
+    }
+    return room;
 }
 
-/* Panels of the gathered keys, and after them those of the values. */
+static int64_t parts_of(const keys_plan *keys) { return (keys->n + QL_PANEL - 1) / QL_PANEL; }
+
+/* The panels of QL_PANEL keys of a head, and their part of those of the values. */
 static void pack_task(void *context, int item, int thread) {
-    (void)thread;
     const tiles *x = context;
     const plan *p = &x->plan;
-    size_t D = (size_t)p->D, wide = panels_of(p, p->D), n_global = panels_of(p, p->global.n),
-           n_local = panels_of(p, p->local.n), n_items = n_global + n_local + 2 * wide;
-    char *head = head_at(x, x->g0 + (int)(item / n_items));
-    size_t i = item % n_items;
-    bool values = i >= n_global + n_local;
-    if (values) i -= n_global + n_local;
-    size_t first = values ? wide : n_global; /* panels of the global keys come first */
-    const keys_plan *keys = i < first ? &p->global : &p->local;
-    if (i >= first) i -= first;
-    int64_t at = (int64_t)i * p->panels->columns, left = (values ? p->D : keys->n) - at;
-    int n = (int)min64(left, p->panels->columns);
-    if (values)
-        p->panels->pack_columns(head + keys->value_panels + i * panel_bytes(p, keys->n),
-                                head + keys->value_rows + (size_t)at * p->panels->item, D, n,
-                                (size_t)keys->n);
-    else
-        p->panels->pack_rows(head + keys->key_panels + i * panel_bytes(p, p->D),
-                             head + keys->key_rows + (size_t)at * D * p->panels->item, D, n, D);
+    int64_t n_global = parts_of(&p->global), n_parts = n_global + parts_of(&p->local),
+            part = item % n_parts;
+    int g = x->g0 + (int)(item / n_parts);
+    bool global = part < n_global;
+    const keys_plan *keys = global ? &p->global : &p->local;
+    const ql_span *spans = global ? x->a->global : x->a->local;
+    int64_t from = (global ? part : part - n_global) * QL_PANEL;
+    int n = (int)min64(QL_PANEL, keys->n - from), columns = p->panels->columns;
+    size_t D = (size_t)p->D;
+    char *head = head_at(x, g), *room = scratch_of(x, thread);
+    const char *rows = rows_of(x, spans, false, g, from, n, room);
+    for (int at = 0; at < n; at += columns)
+        p->panels->pack_rows(head + keys->key_panels + (from + at) / columns * panel_bytes(p, p->D),
+                             rows + (size_t)at * D * p->panels->item, D,
+                             (int)min64(n - at, columns), D);
+    rows = rows_of(x, spans, true, g, from, n, room);
+    for (int at = 0; at < p->D; at += columns)
+        p->panels->pack_columns(head + keys->value_panels + at / columns * panel_bytes(p, keys->n) +
+                                    panel_bytes(p, from),
+                                rows + (size_t)at * p->panels->item, D,
+                                (int)min64(p->D - at, columns), (size_t)n);
 }
 
 /* ---- the two products of a strip ---- */
@@ -309,8 +315,7 @@ static void tile_task(void *context, int item, int thread) {
         memset(mass + h * p->mass, 0, (size_t)tile.n_band * sizeof *mass);
     for (int at = 0; at < tile.n; at += p->strip_tokens) {
         strip t = cut_strip(x, g, tile.t0 + at, (int)min64(p->strip_tokens, tile.n - at));
-        attend_strip(x, &t, mass ? mass + (t.skip - tile.skip) : NULL,
-                     x->threads + thread * p->per_thread);
+        attend_strip(x, &t, mass ? mass + (t.skip - tile.skip) : NULL, scratch_of(x, thread));
     }
 }
 
@@ -349,12 +354,10 @@ void ql_attend_tiles(const ql_attention *a, void *scratch) {
     const plan *p = &x.plan;
     x.mass = (float *)(x.gathered + p->heads_at_once * p->gathered);
     x.threads = (char *)x.mass + aligned(a->heads.n_heads * p->mass * sizeof(float));
-    int packs =
-        (int)(panels_of(p, p->global.n) + panels_of(p, p->local.n) + 2 * panels_of(p, p->D));
+    int parts = (int)(parts_of(&p->global) + parts_of(&p->local));
     for (x.g0 = 0; x.g0 < a->heads.n_kv_heads; x.g0 += p->heads_at_once) {
         int n = (int)min64(p->heads_at_once, a->heads.n_kv_heads - x.g0);
-        ql_parallel(a->n_threads, n * (a->n_global + a->n_local), gather_task, &x);
-        ql_parallel(a->n_threads, n * packs, pack_task, &x);
+        ql_parallel(a->n_threads, n * parts, pack_task, &x);
         ql_parallel(a->n_threads, n * p->n_tiles, tile_task, &x);
     }
     if (a->local_mass) sum_mass(&x);
