@@ -224,7 +224,8 @@ static void run_linear(void *context, int call) {
     layer *l = context;
     ql_matrix w = l->w;
     w.data = (const char *)l->data + (size_t)call % l->copies * l->one;
-    ql_linear_job job = {l->y, l->x, &w, (size_t)w.n_out, (size_t)w.n_in, false};
+    ql_linear_job job = {
+        .y = l->y, .x = l->x, .w = &w, .ldy = (size_t)w.n_out, .ldx = (size_t)w.n_in};
     ql_linear(kernels, n_threads, &job, 1, l->n_rows, l->scratch);
 }
 

@@ -67,11 +67,3 @@ void ql_sgemm_nt(float *c, size_t ldc, const float *a, size_t lda, const float *
     (ROW_MAJOR, PLAIN, TRANSPOSED, m, n, k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
     leave();
 }
-
-void ql_sgemm_nn(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
-                 int m, int n, int k, float alpha, float beta) {
-    enter();
-    QL_BLAS(cblas_sgemm)
-    (ROW_MAJOR, PLAIN, PLAIN, m, n, k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
-    leave();
-}

@@ -9,9 +9,6 @@
  * 0: c is only written. */
 void ql_sgemm_nt(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
                  int m, int n, int k, float alpha, float beta);
-/* c [m, n] = alpha a b + beta c; a [m, k], b [k, n]. */
-void ql_sgemm_nn(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
-                 int m, int n, int k, float alpha, float beta);
 
 void ql_blas_single_threaded(void); /* before the first product */
 const char *ql_blas_name(void);     /* "OpenBLAS 0.3.34 ... SkylakeX" */

@@ -30,7 +30,7 @@ typedef struct ql_panels {
     int depth;   /* numbers of a column in a tile */
     /* panel from the rows of w [n, k], row stride ldw: its columns; 1 <= n <= columns. */
     void (*pack_rows)(void *panel, const void *w, size_t ldw, int n, size_t k);
-    /* panel from the columns of v [k, n], row stride ldv; 0 <= n <= columns, k may be 0. */
+    /* panel from the columns of v [k, n], row stride ldv; 1 <= n <= columns. */
     void (*pack_columns)(void *panel, const void *v, size_t ldv, int n, size_t k);
     /* c [m, n] = a by panels (+ c), each of `columns` of the n, the next one `stride` bytes behind.
      * a [m, k], row stride lda >= k, of bfloat16 >= k + k % 2 and 0 behind an odd k; c row stride

@@ -10,7 +10,7 @@
  * kernels take them. Results of the few-row kernels do not depend on panels at all. */
 enum { FEW_BYTES = 128 << 10, FEW_GROUP = 8, MOST_FEW_ROWS = 512 };
 /* Up to so many rows of x the few-row kernels, called again for each QL_FEW_ROWS rows, are faster
- * than sgemm. */
+ * than sgemm (float32) or panels (bfloat16). */
 enum { MOST_ROWS_BY_DOTS = 64, MOST_ROWS_BEFORE_PANELS = 4 };
 /* Many rows: a matrix is cut into a power of two panels (so they go evenly on 2, 4, 8, 16 threads),
  * 16 where it is large enough; narrower ones are slower, as sgemm packs x anew for each. bfloat16

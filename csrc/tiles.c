@@ -11,7 +11,7 @@ enum { TILE_TOKENS = 64, STRIP_ROWS = 48 };
 /* Scores of global and of local keys begin at whole cache lines, and their weights where panels can
  * be cut. */
 enum { WHOLE = QL_PANEL_DEPTH };
-static const size_t STRIP_BYTES = (size_t)32 << 20, GATHER_BYTES = (size_t)256 << 20;
+static const size_t STRIP_BYTES = (size_t)32 << 20, PACKED_BYTES = (size_t)256 << 20;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -35,9 +35,9 @@ typedef struct plan {
     int D;
     keys_plan global, local;
     int tile_tokens, strip_tokens, n_tiles;
-    int heads_at_once; /* kv heads whose keys and values are gathered together */
+    int heads_at_once; /* kv heads whose panels are there together */
     int64_t band;      /* most local keys of a tile */
-    size_t gathered;   /* bytes of one kv head */
+    size_t packed;     /* bytes of one kv head's panels */
     size_t mass;       /* floats [n_tiles, band] of one query head */
     size_t queries;    /* bytes of a strip's queries or outputs */
     size_t scores;     /* bytes of a strip's scores */
@@ -71,9 +71,9 @@ static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype,
     while (strip > 1 && sizeof(float) * p.group * strip * columns > STRIP_BYTES) strip /= 2;
     p.strip_tokens = (int)min64(strip, p.tile_tokens);
     p.band = reach > n_local ? n_local : min64(n_local, p.tile_tokens + reach - 1 + QL_PANEL);
-    p.gathered = plan_keys(&p.local, &p, n_local, plan_keys(&p.global, &p, n_global, 0));
+    p.packed = plan_keys(&p.local, &p, n_local, plan_keys(&p.global, &p, n_global, 0));
     p.heads_at_once =
-        (int)max64(1, min64(heads.n_kv_heads, (int64_t)(GATHER_BYTES / (p.gathered + 1))));
+        (int)max64(1, min64(heads.n_kv_heads, (int64_t)(PACKED_BYTES / (p.packed + 1))));
     p.mass = (size_t)p.n_tiles * p.band;
     size_t rows = (size_t)p.group * p.strip_tokens;
     p.queries = aligned(rows * p.D * sizeof(float));
@@ -87,19 +87,19 @@ static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype,
 typedef struct tiles {
     const ql_attention *a;
     plan plan;
-    int g0;         /* first kv head gathered */
-    char *gathered; /* [heads_at_once] of plan.gathered bytes */
-    float *mass;    /* [H, n_tiles, band] */
-    char *threads;  /* [n_threads] of plan.per_thread bytes */
+    int g0;        /* first kv head whose panels are there */
+    char *packed;  /* [heads_at_once] of plan.packed bytes */
+    float *mass;   /* [H, n_tiles, band] */
+    char *threads; /* [n_threads] of plan.per_thread bytes */
 } tiles;
 
 static char *scratch_of(const tiles *x, int thread) {
     return x->threads + (size_t)thread * x->plan.per_thread;
 }
 
-static char *head_at(const tiles *x, int g) { return x->gathered + (g - x->g0) * x->plan.gathered; }
+static char *head_at(const tiles *x, int g) { return x->packed + (g - x->g0) * x->plan.packed; }
 
-/* ---- gather: keys and values of a kv head in panels ---- */
+/* ---- keys and values of a kv head in panels ---- */
 
 /* The format of numbers that are multiplied. */
 static ql_dtype format_of(const tiles *x) {
@@ -345,14 +345,14 @@ static plan plan_of(const ql_attention *a) {
 size_t ql_tiles_scratch(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype, int n_threads,
                         int n_tokens, int64_t n_global, int64_t n_local, int64_t reach) {
     plan p = make_plan(kernels, heads, dtype, n_tokens, n_global, n_local, reach);
-    return p.heads_at_once * p.gathered + aligned(heads.n_heads * p.mass * sizeof(float)) +
+    return p.heads_at_once * p.packed + aligned(heads.n_heads * p.mass * sizeof(float)) +
            n_threads * p.per_thread;
 }
 
 void ql_attend_tiles(const ql_attention *a, void *scratch) {
-    tiles x = {.a = a, .plan = plan_of(a), .gathered = scratch};
+    tiles x = {.a = a, .plan = plan_of(a), .packed = scratch};
     const plan *p = &x.plan;
-    x.mass = (float *)(x.gathered + p->heads_at_once * p->gathered);
+    x.mass = (float *)(x.packed + p->heads_at_once * p->packed);
     x.threads = (char *)x.mass + aligned(a->heads.n_heads * p->mass * sizeof(float));
     int parts = (int)(parts_of(&p->global) + parts_of(&p->local));
     for (x.g0 = 0; x.g0 < a->heads.n_kv_heads; x.g0 += p->heads_at_once) {

@@ -267,6 +267,7 @@ static void check_mlp(const ql_mlp *w, int n_rows) {
     float *x = floats(size), *before = floats(size), *expected = malloc(size * sizeof *expected),
           *y = malloc(size * sizeof *y), *first = malloc(size * sizeof *first);
     char *scratch = aligned_alloc(64, bytes);
+    if (w->norm.weight) memcpy(before, x, size * sizeof *before); /* as in the forward pass */
     memcpy(expected, before, size * sizeof *expected);
     float *given = w->norm.weight ? normed(x, w->norm, n_rows, E) : NULL;
     step_by_step(w, expected, given ? given : x, n_rows, scratch);
@@ -275,7 +276,7 @@ static void check_mlp(const ql_mlp *w, int n_rows) {
     for (int c = 0; c < 4; c++) {
         memcpy(y, before, size * sizeof *y);
         memset(scratch, 0xff, whole);
-        ql_mlp_add(kernels, threads[c], w, y, x, n_rows, scratch);
+        ql_mlp_add(kernels, threads[c], w, y, w->norm.weight ? y : x, n_rows, scratch);
         if (c == 0) memcpy(first, y, size * sizeof *first);
         CHECK_SAME_BITS(y, first, size * sizeof *y);
     }
