@@ -2,8 +2,8 @@
 
 #include "threads.h"
 
-/* Rows of x in an item of rounding, and the fewest in an item of a product. */
-enum { ROUNDED_ROWS = 16, LEAST_ROWS = 64 };
+/* Rows of x in an item that converts them, and the fewest in an item of a product. */
+enum { CONVERTED_ROWS = 16, LEAST_ROWS = 64 };
 
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
@@ -16,7 +16,7 @@ typedef struct operand { /* [T, k] */
     size_t row_bytes;
 } operand;
 
-typedef struct rounding {
+typedef struct conversion {
     const ql_kernels *kernels;
     ql_way way;
     const float *x;
@@ -26,7 +26,7 @@ typedef struct rounding {
     char *to;
     size_t row_bytes; /* of to */
     float *normed;    /* [n_threads, k], or nothing where products take floats */
-} rounding;
+} conversion;
 
 static size_t operand_bytes(const ql_matrix *w, ql_way way, int n_rows) {
     return aligned((size_t)n_rows * ql_rounded_stride(way, (size_t)w->n_in));
@@ -39,10 +39,10 @@ static size_t room_of_x(const ql_matrix *w, ql_way way, bool normed, int n_threa
     return operand_bytes(w, way, n_rows) + aligned(rows);
 }
 
-static void round_task(void *context, int item, int thread) {
-    const rounding *r = context;
+static void convert_task(void *context, int item, int thread) {
+    const conversion *r = context;
     bool floats = ql_takes_floats(r->way);
-    for (int t = item * ROUNDED_ROWS; t < min(r->n_rows, (item + 1) * ROUNDED_ROWS); t++) {
+    for (int t = item * CONVERTED_ROWS; t < min(r->n_rows, (item + 1) * CONVERTED_ROWS); t++) {
         const float *x = r->x + (size_t)t * r->ldx;
         char *to = r->to + (size_t)t * r->row_bytes;
         if (r->norm.weight) {
@@ -59,18 +59,18 @@ static operand take(const ql_kernels *kernels, int n_threads, const ql_matrix *w
                     const float *x, size_t ldx, ql_norm norm, int n_rows, char *room) {
     if (ql_takes_floats(way) && !norm.weight)
         return (operand){(const char *)x, ldx * sizeof(float)};
-    rounding r = {.kernels = kernels,
-                  .way = way,
-                  .x = x,
-                  .ldx = ldx,
-                  .k = (size_t)w->n_in,
-                  .norm = norm,
-                  .n_rows = n_rows,
-                  .to = room,
-                  .row_bytes = ql_rounded_stride(way, (size_t)w->n_in),
-                  .normed = (float *)(room + operand_bytes(w, way, n_rows))};
-    int items = (n_rows + ROUNDED_ROWS - 1) / ROUNDED_ROWS;
-    ql_parallel(items > 1 ? n_threads : 1, items, round_task, &r);
+    conversion r = {.kernels = kernels,
+                    .way = way,
+                    .x = x,
+                    .ldx = ldx,
+                    .k = (size_t)w->n_in,
+                    .norm = norm,
+                    .n_rows = n_rows,
+                    .to = room,
+                    .row_bytes = ql_rounded_stride(way, (size_t)w->n_in),
+                    .normed = (float *)(room + operand_bytes(w, way, n_rows))};
+    int items = (n_rows + CONVERTED_ROWS - 1) / CONVERTED_ROWS;
+    ql_parallel(items > 1 ? n_threads : 1, items, convert_task, &r);
     return (operand){room, r.row_bytes};
 }
 

@@ -23,7 +23,7 @@ typedef struct ql_linear_job {
 
 enum { QL_MAX_JOBS = 4 };
 
-/* Bytes of scratch for products of up to n_rows rows, normed or not, with this matrix. */
+/* Bytes of scratch for products of up to n_rows rows with this matrix; normed: whether x may be. */
 size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matrix *w, bool normed,
                          int n_rows);
 

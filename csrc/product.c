@@ -149,7 +149,7 @@ size_t ql_piece_scratch(const ql_kernels *kernels, const ql_matrix *w, ql_way wa
     return aligned((size_t)n * (size_t)many_columns(w) * sizeof(float));
 }
 
-/* ---- the four ways ---- */
+/* ---- the ways ---- */
 
 static void add_rows(const ql_piece *p, float *y, size_t ldy, const float *x, size_t ldx,
                      int n_rows) {
