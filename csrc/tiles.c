@@ -128,8 +128,8 @@ static const char *rows_of(const tiles *x, const ql_span *spans, bool values, in
     for (; from >= spans->n; spans++) from -= spans->n;
     for (int done = 0, some; done < n; done += some, from = 0, spans++) {
         some = (int)min64(n - done, spans->n - from);
-        const char *rows = (values ? (const char *)spans->v + g * spans->v_stride
-                                   : (const char *)spans->k + g * spans->k_stride);
+        const char *rows = values ? (const char *)spans->v + g * spans->v_stride
+                                  : (const char *)spans->k + g * spans->k_stride;
         ql_dtype dtype = values ? spans->v_dtype : spans->k_dtype;
         rows += (size_t)from * ql_row_bytes(dtype, D);
         if (some == n && dtype == format_of(x)) return rows;
