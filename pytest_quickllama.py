@@ -65,9 +65,15 @@ def quickllama_model(pytestconfig: pytest.Config) -> Model:
 def longcontext(request: pytest.FixtureRequest) -> Results:
     """The results of the evaluation that the test's mark asks for; the test fails before it begins
     if they are not good enough."""
-    mark = request.node.get_closest_marker(_MARK)
-    if mark is None:
+    marks = list(request.node.iter_markers_with_node(_MARK))
+    if not marks:
         pytest.fail(f"the fixture longcontext needs the mark @pytest.mark.{_MARK}", pytrace=False)
+    node, mark = marks[0]
+    if [place for place, _ in marks].count(node) > 1:  # that of a class is overridden, though
+        pytest.fail(
+            f"one test has one mark @pytest.mark.{_MARK}, not several: write a test for each",
+            pytrace=False,
+        )
     from quickllama.eval.plugin import gate
 
     model = request.getfixturevalue("quickllama_model")

@@ -112,7 +112,7 @@ def _docstrings() -> str:
 def numbers(document: Any) -> dict[str, str]:
     """What answers depend on, as digests: a hash of the logits after the text and of the ranking of
     all of it, by the model's heads."""
-    snapshot = document.snapshot()
+    snapshot = document._snapshot()
     session = snapshot.fork_whole()
     heads = document.model.retrieval_heads.heads
     ids = document.model.tokenizer.encode("What is it about?", add_special_tokens=False)

@@ -25,8 +25,9 @@ def locate(path_or_id: str | os.PathLike[str]) -> Path:
     """The folder or file of a model.
 
     ``"smollm2"`` is the embedded default; what exists as a path is taken; otherwise ``owner/name``
-    is looked for in the local hub cache (``HF_HUB_CACHE``, ``HF_HOME``) and, if the optional
-    package ``huggingface_hub`` is installed, downloaded. Raises FileProblem saying what to do.
+    is looked for in the local hub cache (``HF_HUB_CACHE``, ``HF_HOME``) and, where it is not,
+    downloaded by ``huggingface_hub``, which comes with ``tokenizers``. Raises FileProblem saying
+    what to do.
     """
     if not isinstance(path_or_id, str | os.PathLike):
         raise InvalidType(f"a model is given by its path or name, not by {path_or_id!r}")
@@ -41,8 +42,8 @@ def locate(path_or_id: str | os.PathLike[str]) -> Path:
         raise FileProblem(f"{name[:200]!r} is no usable path: {problem}"[:400]) from None
     if name == EMBEDDED:
         return _embedded()
-    if _IDENTIFIER.fullmatch(name):
-        return _cached(name) or _download(name)
+    if _IDENTIFIER.fullmatch(name) and path.suffix != ".gguf":
+        return _of_hub(name)
     raise FileProblem(
         f"there is no file or folder {name!r}; give a folder with config.json, a .gguf file, a "
         f"hub name such as owner/model, or {EMBEDDED!r}"
@@ -71,8 +72,21 @@ def _cache() -> Path:
     return Path(cache).expanduser() / "huggingface" / "hub"
 
 
+def _of_hub(name: str) -> Path:
+    snapshot = _cached(name)
+    if snapshot is not None and (snapshot / "tokenizer.json").exists():
+        return snapshot
+    try:
+        return _download(name)
+    except FileProblem:
+        if snapshot is None:
+            raise
+        return snapshot  # a program may want no tokenizer, and is told once it wants one
+
+
 def _cached(name: str) -> Path | None:
-    """The newest complete snapshot of ``name`` in the cache."""
+    """The newest snapshot of ``name`` in the cache with configuration and weights. Programs that
+    wanted no tokenizer have left none there."""
     folder = _cache() / f"models--{name.replace('/', '--')}"
     try:
         revision = (folder / "refs" / "main").read_text("ascii").strip()
@@ -101,11 +115,14 @@ def _download(name: str) -> Path:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise FileProblem(
-            f"model {name!r} is neither a path nor in the local cache {str(_cache())!r}; download "
-            "it, or install the package huggingface_hub, with which it is downloaded from here"
+            f"there is no path {name!r}, and no such model in the local cache {str(_cache())!r}; "
+            "download it, or install huggingface_hub, with which it is downloaded from here"
         ) from None
     try:
         return Path(hub.snapshot_download(name, allow_patterns=_WANTED))
     except Exception as problem:  # of whatever library it uses to speak with the hub
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise FileProblem(f"model {name!r} could not be downloaded: {reason[0]}") from problem
+        raise FileProblem(
+            f"there is no path {name!r}, and a model of that name could not be downloaded: "
+            f"{reason[0]}"
+        ) from problem

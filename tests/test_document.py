@@ -52,7 +52,7 @@ def same(first: ql.Answer, second: ql.Answer) -> bool:
 
 def state(document: ql.Document) -> list[Any]:
     """Every number that an answer can depend on, read out of a fork that has read everything."""
-    snapshot = document.snapshot()
+    snapshot = document._snapshot()
     session = snapshot.fork_whole()
     heads = [(layer, head) for layer in range(2) for head in range(4)]
     queries = session.listen([1, 2, 3], heads)
@@ -73,7 +73,7 @@ def same_state(first: StateRecord, second: StateRecord) -> bool:
 
 def assert_same_looked_up(first: ql.Document, second: ql.Document) -> None:
     """The same question vectors, and the same logits of what is looked up by them."""
-    forks = [document.snapshot().fork() for document in (first, second)]
+    forks = [document._snapshot().fork() for document in (first, second)]
     np.testing.assert_array_equal(*(fork.feed(range(3, 60)) for fork in forks))
     for layer in range(2):
         np.testing.assert_array_equal(*(fork.question_vector(layer) for fork in forks))
@@ -235,7 +235,7 @@ def test_ids_and_text_mix(model: ql.Model) -> None:
     assert document.text == "drei 😀 Wörter "
     document.append("und mehr")
     assert document.text == "drei 😀 Wörter und mehr"
-    assert document.snapshot().offsets[-1].tolist() == [21, 22]
+    assert document._snapshot().offsets[-1].tolist() == [21, 22]
 
 
 def test_what_cannot_be_read(model: ql.Model) -> None:
@@ -279,7 +279,7 @@ def test_what_append_calls_can_look_but_not_ask(model: ql.Model, tmp_path: Path)
         seen.append((document.text, len(document)))
         assert f"{seen[-1][1]} tokens" in repr(document) and "tokens" in document._repr_html_()
         uses = (lambda: document.ask(QUESTION), lambda: document.save(tmp_path / "x"))
-        for use in (*uses, lambda: document.append("x"), document.snapshot):
+        for use in (*uses, lambda: document.append("x"), document._snapshot):
             with pytest.raises(ql.Busy, match="once it is done"):
                 use()
 

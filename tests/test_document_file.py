@@ -109,7 +109,7 @@ def test_every_mode(model: ql.Model, path: Path, mode: str, kv_dtype: str) -> No
     kept = read(model, **options, store=path.with_name("kept"), ram_limit=LIMIT)
     for other in (model.load_document(path, ram_limit=LIMIT), kept):
         assert same(other.ask(QUESTION, max_new_tokens=5), expected)
-        forks = [d.snapshot().fork_whole() for d in (other, document)]
+        forks = [d._snapshot().fork_whole() for d in (other, document)]
         np.testing.assert_array_equal(*(fork.feed([1, 2, 3]) for fork in forks))
 
 
@@ -338,7 +338,7 @@ def test_nobody_appends_from_within(
     with monkeypatch.context() as patched:
         patched.setattr(document._text, "tail", within(document._text.tail))
         assert_same_bits(document, other)
-        patched.setattr(document, "reading", within(document.reading))
+        patched.setattr(document, "_reading", within(document._reading))
         document.save(path)
     assert len(tries) == 2
     document.append("Mehr. ")

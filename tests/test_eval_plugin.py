@@ -38,6 +38,28 @@ def test_a_limit_that_is_reached(pytester: pytest.Pytester, model: Path) -> None
     assert json.loads(lines[0])["identity"]["dtype"] == "float32" and len(lines) == 5
 
 
+def test_no_question_at_all_is_no_success(pytester: pytest.Pytester, model: Path) -> None:
+    pytester.makepyfile(
+        HEAD + "@pytest.mark.filterwarnings('ignore')\n"
+        "@pytest.mark.longcontext(task='needle', lengths=['1k'], depths=[50], kinds=['absent'],"
+        " method='stream', min_accuracy=0)\ndef test_it(): pass\n"
+    )
+    result = pytester.runpytest("--quickllama-model", str(model), "--quickllama-dtype", "float32")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*needle by stream asked nothing: no question has the kinds *"])
+
+
+def test_one_mark_for_one_test(pytester: pytest.Pytester, model: Path) -> None:
+    pytester.makepyfile(
+        HEAD + f"{MARK}, min_accuracy=0)\n{MARK}, min_accuracy=0.9)\ndef test_two(): pass\n"
+        f"{MARK}, min_accuracy=0.9)\nclass TestIt:\n"
+        f"    {MARK}, min_accuracy=0)\n    def test_overrides(self): pass\n"
+    )
+    result = pytester.runpytest("--quickllama-model", str(model), "--quickllama-dtype", "float32")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*one test has one mark*write a test for each"])
+
+
 def test_a_limit_that_is_missed_shows_the_wrong_answers(
     pytester: pytest.Pytester, model: Path
 ) -> None:

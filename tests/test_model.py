@@ -291,7 +291,7 @@ def test_incomplete_snapshots_do_not_count(
     with pytest.raises(ql.FileProblem, match="huggingface_hub"):
         hub.locate("some/model")
     (snapshot / "two.safetensors").write_text("")
-    assert hub.locate("some/model") == snapshot
+    assert hub.locate("some/model") == snapshot  # which lacks a tokenizer, but there is no other
     index.write_text("[]")
     with pytest.raises(ql.FileProblem, match="huggingface_hub"):
         hub.locate("some/model")
@@ -313,9 +313,18 @@ def test_downloads_go_through_the_hub_package(
     stub.snapshot_download = snapshot_download
     monkeypatch.setitem(sys.modules, "huggingface_hub", stub)
     assert hub.locate("some/model") == tmp_path / "downloaded"
-    with pytest.raises(ql.FileProblem, match=r"not/there.*404: no such model$"):
+    with pytest.raises(ql.FileProblem, match=r"no path 'not/there'.*404: no such model$"):
         hub.locate("not/there")
     assert asked == ["some/model", "not/there"]
+    with pytest.raises(ql.FileProblem, match=r"no file or folder 'models/typo\.gguf'"):
+        hub.locate("models/typo.gguf")
+    for name, place in (("not/there", None), ("some/model", tmp_path / "downloaded")):
+        snapshot = cached(tmp_path, name)  # as programs leave it that want no tokenizer
+        (snapshot / "config.json").write_text("{}")
+        (snapshot / "model.safetensors").write_text("")
+        assert hub.locate(name) == (place or snapshot)
+        (snapshot / "tokenizer.json").write_text("{}")
+        assert hub.locate(name) == snapshot
 
 
 def test_the_default_model_is_found_or_told_how_to_get(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def marks(axes: Any) -> list[list[float]]:
 
 def tokens_of(document: ql.Document, passage: ql.Passage) -> list[int]:
     """The tokens of the text that hold a passage."""
-    offsets = document.snapshot().offsets
+    offsets = document._snapshot().offsets
     inside = (offsets[:, 1] > passage.start) & (offsets[:, 0] < passage.end)
     found = np.flatnonzero(inside)
     return [int(found[0]), int(found[-1]) + 1]
@@ -73,7 +73,7 @@ def test_heat_maps_hold_the_ranking(model: ql.Model) -> None:
     answers = [document.ask(q, max_new_tokens=2) for q in ("Wer?", "Wo genau?")]
     figure = document.plot_retrieval(answers)
     assert len(drawn(figure)) == 2
-    snapshot = document.snapshot()
+    snapshot = document._snapshot()
     for (heat, strip), answer in zip(drawn(figure), answers, strict=True):
         suffix, span = snapshot.form.suffix(model.tokenizer, answer.question)
         ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, sorted(HEADS))
@@ -95,7 +95,7 @@ def test_all_layers_are_means_over_their_heads(model: ql.Model) -> None:
     document = model.read(TEXT, memory=BLOCKS)
     answer = document.ask("Wer?", max_new_tokens=2)
     ((heat, strip),) = drawn(document.plot_retrieval(answer, all_layers=True))
-    snapshot = document.snapshot()
+    snapshot = document._snapshot()
     suffix, span = snapshot.form.suffix(model.tokenizer, answer.question)
     heads = [(layer, head) for layer in range(2) for head in range(4)]
     by_head = rank_for(snapshot.fork_whole(), snapshot, suffix, span, heads).by_head
@@ -111,7 +111,7 @@ def test_the_papers_heat_map_holds_the_lookups(model: ql.Model) -> None:
     assert answer.retrieval == "paper" and answer.evidence
     ((heat, strip),) = drawn(document.plot_retrieval(answer))
     # The same once more, by hand.
-    snapshot = document.snapshot()
+    snapshot = document._snapshot()
     session = snapshot.fork()
     suffix, _ = snapshot.form.suffix(model.tokenizer, answer.question)
     ids = np.concatenate([snapshot.rest, suffix])

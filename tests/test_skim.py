@@ -38,7 +38,7 @@ def model(folder: Path) -> ql.Model:
 
 def state(document: ql.Document) -> list[Any]:
     """Every number that an answer can depend on."""
-    snapshot = document.snapshot()
+    snapshot = document._snapshot()
     session = snapshot.fork_whole()
     queries = session.listen([1, 2, 3], EVERY_HEAD)
     scores = session.rank(EVERY_HEAD, queries, 0, len(session), 1)

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from quickllama.cli.terminal import print_json, tolerate_any_character, wrapped
+from quickllama.cli.terminal import print_json, take_any_bytes, tolerate_any_character, wrapped
 from quickllama.cli.textfile import read_text
 from quickllama.config import MemoryConfig
 from quickllama.documents.answer import Answer
@@ -77,6 +77,7 @@ def chat(request: Request) -> int:
     document = _read(request, model, text)
     if not request.quiet:
         print(f"{document!r}\nAsk; an empty line or Ctrl-D ends.", file=sys.stderr)
+    take_any_bytes()
     turns: list[str] = []
     while True:
         try:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 
-__all__ = ["print_json", "tolerate_any_character", "wrapped"]
+__all__ = ["print_json", "take_any_bytes", "tolerate_any_character", "wrapped"]
 
 _MARGIN = "    "
 _WIDEST = 100  # columns; longer lines are hard to read
@@ -20,6 +20,13 @@ def tolerate_any_character() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")
+
+
+def take_any_bytes() -> None:
+    """Bytes from standard input that are no text become signs that no question may hold."""
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="surrogateescape")
 
 
 def wrapped(text: str) -> str:

@@ -125,7 +125,7 @@ def collect(
             facts = make_facts(rng, 2 * FACTS)
             made = text_with_facts(rng, text[: 2 * CHARACTERS], facts[:FACTS])
             document = model.read(made.text)
-            snapshot = document.snapshot()
+            snapshot = document._snapshot()
             starts = [snapshot.characters(*bound) for bound in snapshot.grid.bounds.tolist()]
             spans, parts = _sentences(snapshot)
             runs = [snapshot.tokens(*span) for span in spans]

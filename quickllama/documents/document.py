@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Unpack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,10 @@ from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.keeping import Keeper, Reading
 from quickllama.documents.relevance import relevance_of
 from quickllama.documents.source import Source, parts_of
-from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage
+from quickllama.errors import Busy, FileProblem, InvalidValue, MissingPackage
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
-from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, checked_question
+from quickllama.prompt import PromptForm, checked_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from quickllama.documents.head_store import SkimHeads
     from quickllama.model import Model
 
-__all__ = ["Document", "Source", "read_document", "skim_document"]
+__all__ = ["Document", "Source"]
 
 _SLAB = 1 << 16  # characters given to the tokenizer at a time
 
@@ -52,6 +53,9 @@ class Document:
     holds whole execution chunks only: what comes after the last one is kept as token ids (and the
     last characters, whose tokens are not certain yet, as text) and is read by a fork when someone
     asks. So the same text gives the same bits however it arrived.
+
+    A document in a file keeps it to itself until :meth:`close`, or until nothing refers to the
+    document any more; ``with model.read(...) as book:`` closes it at the end.
 
     Attributes: ``model``, ``memory`` (:class:`MemoryConfig`), ``title``, ``question`` (that the
     text was read for, or None), ``skimmed`` (whether only what finding passages needs was
@@ -83,8 +87,9 @@ class Document:
         self._skim = skim
         heads = None if skim is None else skim.heads
         self._session = model.session(memory, kv_dtype=kv_dtype, skim_heads=heads)
-        self._snapshot: Snapshot | None = None
+        self._current: Snapshot | None = None
         self._complete = False  # nothing that was to be read is missing
+        self._closed = False
         self._keeper: Keeper | None = None
         self._notes: tuple[str, ...] = ()
 
@@ -123,11 +128,11 @@ class Document:
         read with ``store`` grows in its file; one that was loaded grows in memory, and is saved
         anew with :meth:`save`. Raises InvalidType or InvalidValue, and FileProblem if the file
         cannot be written; Busy in ``progress`` and in ``more`` of an append to the same document,
-        as do :meth:`ask` and :meth:`save`.
+        as do :meth:`ask` and :meth:`save`; InvalidValue once the document is closed, as they do.
         """
         bar = showing(progress, "reading", held=lambda: self.nbytes)
         with self._alone(), self._kept(), bar as show:
-            self._snapshot = None
+            self._current = None
             for _ in self._arrivals(more):
                 self._feed_full_chunks(show)
             self._feed_full_chunks(show)
@@ -138,15 +143,20 @@ class Document:
             self._complete = True
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, *, closing: bool = False) -> Iterator[None]:
         """One thread at a time; others wait. What it calls itself, such as ``progress``, cannot."""
         if self._lock.locked() and self._owner == threading.get_ident():
             raise Busy(
                 "this thread is reading into the document, or copies it, and has called the code "
-                "that asks, saves or appends; do that once it is done (text, len(), nbytes and "
-                "repr() work meanwhile)"
+                "that asks, saves, appends or closes; do that once it is done (text, len(), nbytes "
+                "and repr() work meanwhile)"
             )
         with self._lock:
+            if self._closed and not closing:
+                raise InvalidValue(
+                    "the document is closed; read its text again, or load its file with "
+                    "model.load_document(path)"
+                )
             self._owner = threading.get_ident()
             try:
                 yield
@@ -203,7 +213,7 @@ class Document:
             stream=stream,
             options=dict(options),
         )
-        answer = answer_question(self.model, self.snapshot(), asking)
+        answer = answer_question(self.model, self._snapshot(), asking)
         return dataclasses.replace(answer, notes=(*answer.notes, *self._notes))
 
     # In a file ------------------------------------------------------------------------------------
@@ -227,14 +237,40 @@ class Document:
                     "be saved"
                 )
             if self._keeper is not None and self._keeper.holds(where):
-                self._keeper.finish(self.reading())
+                self._keeper.finish(self._reading())
                 return
             now = dataclasses.replace(
-                self.reading(), session=self._session.fork(), text=self._text.copy()
+                self._reading(), session=self._session.fork(), text=self._text.copy()
             )
         save_document(now, where)
 
-    def reading(self) -> Reading:
+    def close(self) -> None:
+        """Give up the memory of keys and values, and the file, which others may open then.
+
+        ``text`` and ``len`` stay. Answers that other threads are being given are not disturbed; the
+        file is free once they have them. Nothing more happens the second time. Raises Busy in what
+        :meth:`append` calls.
+        """
+        with self._alone(closing=True):
+            self._closed = True
+            self._current = None
+            self._session = self.model.session(MemoryConfig(mode="full"))  # empty: no window
+            if self._keeper is not None:
+                self._keeper.file.close()
+                self._keeper = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _reading(self) -> Reading:
         """What it consists of, for those who write it to a file."""
         return Reading(
             model=self.model,
@@ -249,17 +285,17 @@ class Document:
             complete=self._complete,
         )
 
-    def goes_on(self, text: GrowingText, complete: bool) -> None:
+    def _goes_on(self, text: GrowingText, complete: bool) -> None:
         """Its session stands where another one stood; so does its text, of which nothing is
         missing if it is ``complete``."""
         self._text = text
         self._complete = complete
 
-    def keep(self, keeper: Keeper) -> None:
+    def _keep(self, keeper: Keeper) -> None:
         """From now on, what is read goes to a file."""
         self._keeper = keeper
 
-    def add_note(self, note: str) -> None:
+    def _add_note(self, note: str) -> None:
         """A note for every answer."""
         self._notes = (*self._notes, note)
 
@@ -271,10 +307,10 @@ class Document:
         except BaseException:
             if self._keeper is not None:
                 with suppress(FileProblem, MemoryError):  # of which the first problem tells
-                    self._keeper.commit(self.reading())
+                    self._keeper.commit(self._reading())
             raise
         if self._keeper is not None:
-            self._keeper.finish(self.reading())
+            self._keeper.finish(self._reading())
 
     # Views ----------------------------------------------------------------------------------------
 
@@ -306,7 +342,7 @@ class Document:
 
         given: Any = answers
         asked = list(given) if isinstance(given, Iterable) else [given]
-        snapshot, wide = self.snapshot(), checks.flag("all_layers", all_layers)
+        snapshot, wide = self._snapshot(), checks.flag("all_layers", all_layers)
         return plot_relevance([relevance_of(self.model, snapshot, one, wide) for one in asked])
 
     def _repr_html_(self) -> str:
@@ -316,17 +352,17 @@ class Document:
 
     # What asking starts from ----------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
+    def _snapshot(self) -> Snapshot:
         """The document as it stands now, with a fork of its timeline. Raises InvalidValue if it is
         empty, and Busy in what :meth:`append` calls."""
         with self._alone():
-            if self._snapshot is None:
+            if self._current is None:
                 ids, spans = self._text.tail()
                 if not len(self._text) and not len(ids):
                     raise InvalidValue("the document is empty; append some text first")
                 offsets = np.concatenate([self._text.offsets(), spans])
                 rest = np.concatenate([self._pending(), ids])
-                self._snapshot = Snapshot(
+                self._current = Snapshot(
                     session=self._session.fork(),
                     rest=rest,
                     text=self._text.text,
@@ -337,7 +373,7 @@ class Document:
                     span=self._unheard(),
                     skim=self._skim,
                 )
-            return self._snapshot
+            return self._current
 
     # Growing --------------------------------------------------------------------------------------
 
@@ -379,113 +415,6 @@ class Document:
             self._session.read(pending[done - begin : end - begin], query_span=self._unheard())
             done = end
             if self._keeper is not None:
-                self._keeper.after_chunk(self.reading())
+                self._keeper.after_chunk(self._reading())
             if show is not None:
                 show(done, total)
-
-
-def read_document(
-    model: Model,
-    source: Source,
-    *,
-    progress: bool | Progress | None,
-    memory: MemoryConfig | None,
-    title: str | None,
-    question: str | None,
-    prompt: str | None,
-    kv_dtype: str | None,
-    store: str | os.PathLike[str] | None = None,
-    ram_limit: int | str | None = None,
-    resume: bool = True,
-) -> Document:
-    """What :meth:`quickllama.Model.read` does."""
-    if question is not None:
-        question = checked_question(question)
-    if prompt is None:
-        prompt = DOCUMENT_PROMPT if question is None else PASSAGES_PROMPT
-    form = PromptForm.of(prompt)
-    if form.asks_first and question is None:
-        raise InvalidValue(
-            "this prompt has {question} before {text}, so that the text is read for one question: "
-            "give question="
-        )
-    if memory is None:
-        memory = MemoryConfig(mode="infllm", topk=0) if question is None else MemoryConfig()
-    document = _empty_document(model, memory, form, title, question, kv_dtype)
-    return _filled(document, source, progress, store, ram_limit, resume)
-
-
-def skim_document(
-    model: Model,
-    source: Source,
-    *,
-    progress: bool | Progress | None,
-    memory: MemoryConfig | None,
-    title: str | None,
-    prompt: str | None,
-    kv_dtype: str | None,
-    heads: SkimHeads | None = None,
-    store: str | os.PathLike[str] | None = None,
-    ram_limit: int | str | None = None,
-    resume: bool = True,
-) -> Document:
-    """What :meth:`quickllama.Model.skim` does; ``heads``: other ones than the model's."""
-    if heads is None:
-        known = model.retrieval_heads
-        heads = None if known is None else known.skim
-    if heads is None:
-        raise InvalidValue(
-            "it is not known which heads of this model's first layers find passages, so that its "
-            "texts cannot be skimmed; run model.calibrate() or quickllama calibrate once, or use "
-            "model.read()"
-        )
-    form = PromptForm.of(DOCUMENT_PROMPT if prompt is None else prompt)
-    if form.asks_first:
-        raise InvalidValue(
-            "a text is skimmed without a question, but this prompt has {question} before {text}"
-        )
-    memory = MemoryConfig.skim() if memory is None else memory
-    document = _empty_document(model, memory, form, title, None, kv_dtype, heads)
-    return _filled(document, source, progress, store, ram_limit, resume)
-
-
-def _empty_document(
-    model: Model,
-    memory: object,
-    form: PromptForm,
-    title: object,
-    question: str | None,
-    kv_dtype: str | None,
-    skim: SkimHeads | None = None,
-) -> Document:
-    memory = MemoryConfig.checked(memory)
-    if title is not None and not isinstance(title, str):
-        raise InvalidType(f"a title is a string, not {type(title).__name__}")
-    return Document(model, memory, form, title, question, kv_dtype, skim)
-
-
-def _filled(
-    document: Document,
-    source: Source,
-    progress: bool | Progress | None,
-    store: str | os.PathLike[str] | None,
-    ram_limit: int | str | None,
-    resume: bool,
-) -> Document:
-    budget = None if ram_limit is None else checks.byte_size("ram_limit", ram_limit)
-    checks.flag("resume", resume)
-    if isinstance(source, str) and not source.strip():
-        raise InvalidValue("the text is empty; there is nothing to read")
-    if store is not None:
-        from quickllama.documents.document_file import read_into_file
-
-        read_into_file(document, source, store, budget=budget, resume=resume, progress=progress)
-    elif budget is not None:
-        raise InvalidValue(
-            "ram_limit needs a file in which the rest of the document can lie: give store="
-        )
-    else:
-        document.append(source, progress)
-    if not document.text.strip():
-        raise InvalidValue("the text is empty; there is nothing to read")
-    return document

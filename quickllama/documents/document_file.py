@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,24 +68,37 @@ def read_into_file(
                 f"{path} exists; resume=True goes on with it, or give another name or delete it"
             )
         file = VolumeFile.open(path, write=True)
-        rest = _resumed(document, source, file, budget)
-        document.append(rest, progress)
+        with _unlocked_on_failure(file):
+            rest = _resumed(document, source, file, budget)
+            document.append(rest, progress)
         return
-    _check_disk(document.reading(), expected_tokens(source, document.model.tokenizer), path)
+    _check_disk(document._reading(), expected_tokens(source, document.model.tokenizer), path)
     file = VolumeFile.create(path)
     keeper = Keeper(file, Room(_core.Volume(file.fileno(), budget), budget))
     try:
-        keeper.commit(document.reading())
+        keeper.commit(document._reading())
         file.publish(replace=False)
     except BaseException:
         file.abandon()
         raise
-    document.keep(keeper)
+    document._keep(keeper)
+    with _unlocked_on_failure(file):
+        try:
+            document.append(source, progress)
+        finally:
+            if not document.text.strip():  # nothing came that could be read
+                file.remove()
+
+
+@contextmanager
+def _unlocked_on_failure(file: VolumeFile) -> Iterator[None]:
+    """The caller does not get the document of what fails, but the traceback, which may live long,
+    refers to it: the file must be free all the same."""
     try:
-        document.append(source, progress)
-    finally:
-        if not document.text.strip():  # nothing came that could be read
-            file.remove()
+        yield
+    except BaseException:
+        file.unlock()
+        raise
 
 
 def _resumed(document: Document, source: Source, file: VolumeFile, budget: int | None) -> Source:
@@ -91,7 +106,7 @@ def _resumed(document: Document, source: Source, file: VolumeFile, budget: int |
     saved = Saved.of(file)
     name = str(file.path)
     saved.identity.check(document.model, name)
-    asked = settings_of(document.reading())
+    asked = settings_of(document._reading())
     was = {key: saved[key] for key in asked} | {"memory": dataclasses.asdict(saved.memory)}
     check_same_settings(was, asked, name)
     text = saved.text(document.model)
@@ -112,19 +127,19 @@ def _restore(
     slabs = saved.slabs()
     if verify:
         file.check(extent for part in PARTS for extent in slabs[part])
-    reading = document.reading()
+    reading = document._reading()
     room = Room(_core.Volume(file.fileno(), budget), budget)
     saved.restore(reading.session, reading.prefix, room.volume)
     text = saved.text(document.model)
-    document.goes_on(text, bool(saved["complete"]))
+    document._goes_on(text, bool(saved["complete"]))
     room.fit(reading.session, text)
     if keeps:
         keeper = Keeper(file, room)
         keeper.known(slabs)
-        document.keep(keeper)
+        document._keep(keeper)
     note = saved.identity.note(document.model)
     if note is not None:
-        document.add_note(note)
+        document._add_note(note)
 
 
 def _check_disk(reading: Reading, tokens: int | None, path: Path) -> None:
@@ -154,7 +169,7 @@ def save_document(reading: Reading, path: Path) -> None:
     if os.path.lexists(path):
         if not is_document(path):
             raise FileProblem(f"{path} exists and is no document; choose another name")
-        VolumeFile.open(path, write=False)  # nobody may be writing it
+        VolumeFile.open(path, write=False).close()  # nobody may be writing it
     _check_disk(reading, len(reading.text), path)
     file = VolumeFile.create(path)
     try:
@@ -168,8 +183,8 @@ def save_document(reading: Reading, path: Path) -> None:
 def facts_of(path: Path) -> dict[str, Any]:
     """What a document's file says of itself; its keys and values are not looked at. Raises
     FileProblem or Busy."""
-    file = VolumeFile.open(path, write=False)
-    saved = Saved.of(file)
+    with VolumeFile.open(path, write=False) as file:
+        saved, file_bytes = Saved.of(file), file.nbytes
     memory, identity = saved.memory, saved.identity
     text = saved.array("text.text", np.uint8).tobytes().decode("utf-8", "replace")
     return {
@@ -186,31 +201,37 @@ def facts_of(path: Path) -> dict[str, Any]:
         "read_on": identity.cpu,
         "key_value_dtype": saved["kv_dtype"],
         **dataclasses.asdict(memory),
-        "file_bytes": file.nbytes,
+        "file_bytes": file_bytes,
         "written_by": f"quickllama {saved['quickllama']}",
     }
 
 
 def held_as_in(path: str) -> str:
     """The ``dtype`` to load a model with, so that it can answer from the document in a file."""
-    dtype = Saved.of(VolumeFile.open(checked_path(path), write=False)).identity.dtype
+    with VolumeFile.open(checked_path(path), write=False) as file:
+        dtype = Saved.of(file).identity.dtype
     return dtype if dtype in WEIGHT_DTYPES else "stored"
 
 
 def load_document(model: Model, path: Path, *, budget: int | None, verify: bool) -> Document:
     """What :meth:`quickllama.Model.load_document` does."""
     file = VolumeFile.open(path, write=False)
+    with _unlocked_on_failure(file):
+        return _loaded(model, file, budget, verify=verify)
+
+
+def _loaded(model: Model, file: VolumeFile, budget: int | None, *, verify: bool) -> Document:
     saved = Saved.of(file)
-    saved.identity.check(model, str(path))
+    saved.identity.check(model, saved.name)
     if not saved["complete"]:
         raise InvalidValue(
-            f"{path} holds a document that was not read to its end; model.read(text, store=...) "
-            "with the same text and settings goes on (quickllama read FILE --save ...)"
+            f"{saved.name} holds a document that was not read to its end; model.read(text, "
+            "store=...) with the same text and settings goes on (quickllama read FILE --save ...)"
         )
     parts = (saved.memory, saved.prompt, saved.title, saved.question)
     try:
         document = Document(model, *parts, saved["kv_dtype"], saved.skim)
     except (TypeError, ValueError) as problem:
-        raise FileProblem(f"{path} holds settings that make no sense ({problem})") from None
+        raise FileProblem(f"{saved.name} holds settings that make no sense ({problem})") from None
     _restore(document, saved, file, budget, verify=verify, keeps=False)
     return document

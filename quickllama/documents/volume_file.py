@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from types import TracebackType
+from typing import NoReturn, Self
 
 from quickllama.errors import Busy, FileProblem
 
@@ -98,8 +99,31 @@ class VolumeFile:
         self._end = PAGE
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; mappings of it stay, and so does the lock as long as there are any."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.close(fd)
+
+    def unlock(self) -> None:
+        """Close the file and let others use it, though mappings of it may stay."""
         with suppress(OSError):
-            os.close(self._fd)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def fileno(self) -> int:
         """The file descriptor."""
@@ -170,7 +194,10 @@ class VolumeFile:
         file = cls(_opened(path, flags | os.O_NONBLOCK, path), path)
         if not os.path.isfile(path):
             raise FileProblem(f"{path} is no regular file")
-        busy = f"{path} is in use by another document, in this process or in another one"
+        busy = (
+            f"{path} is in use by another document, in this process or in another one; close that "
+            "one first (document.close())"
+        )
         file._lock(fcntl.LOCK_EX if write else fcntl.LOCK_SH, busy)
         file._check_head()
         for index, place in enumerate(_SLOT_PLACES):
@@ -282,8 +309,9 @@ class VolumeFile:
         offset = self._end
         self._write(offset, data)
         # Writing begins at once, so that the next commit has less to wait for.
-        with suppress(OSError):
-            os.posix_fadvise(self._fd, offset, len(data), os.POSIX_FADV_DONTNEED)
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            with suppress(OSError):
+                os.posix_fadvise(self._fd, offset, len(data), os.POSIX_FADV_DONTNEED)
         self._end = _aligned(offset + len(data))
         return Extent(offset, len(data), zlib.crc32(data))
 

@@ -157,7 +157,7 @@ def _heads(use: str, read: Callable[[Reading], Document]) -> Ask:
     def ask(reading: Reading, question: Question, new_tokens: int) -> Prediction:
         document = reading.document(read)
         answer = document.ask(question.text, use=use, always_answer=True, max_new_tokens=new_tokens)
-        snapshot = document.snapshot()
+        snapshot = document._snapshot()
         known = snapshot.skim or reading.model.retrieval_heads
         rule = None if known is None else known.found
         found = None

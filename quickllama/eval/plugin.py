@@ -36,6 +36,8 @@ def gate(
     if "methods" in settings:
         raise InvalidType("it compares one method with a limit: give method=, not methods=")
     results = evaluate(model, task, methods=[method], **settings)
+    if not len(results):
+        return results, f"{task} by {method} asked nothing: no question has the kinds asked for"
     lines = []
     for length in results.lengths:
         part = results.where(length=length)

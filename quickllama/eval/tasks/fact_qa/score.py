@@ -10,4 +10,4 @@ __all__ = ["score"]
 
 def score(question: Question, answer: str) -> float:
     """1 or 0."""
-    return max(metrics.share_inside(answer, (one,)) for one in question.expected)
+    return max((metrics.share_inside(answer, (one,)) for one in question.expected), default=0.0)

@@ -25,7 +25,7 @@ def score(question: Question, answer: str) -> float:
     if kind == "trec":
         return metrics.classification(answer, expected, question.more["classes"])
     if kind == "passage_count":
-        return max(metrics.number_share(answer, one) for one in expected)
+        return max((metrics.number_share(answer, one) for one in expected), default=0.0)
     if kind == "passage_retrieval_en":
         numbers = [found[1] for one in expected if (found := re.search(r"Paragraph (\d+)", one))]
         return max((metrics.number_share(answer, number) for number in numbers), default=0.0)

@@ -11,5 +11,5 @@ __all__ = ["score"]
 def score(question: Question, answer: str) -> float:
     """0 to 1."""
     if question.kind == "qa":
-        return max(metrics.share_inside(answer, (one,)) for one in question.expected)
+        return max((metrics.share_inside(answer, (one,)) for one in question.expected), default=0.0)
     return metrics.share_inside(answer, question.expected)
