@@ -61,9 +61,10 @@ static void enter(void) {
 static void leave(void) { atomic_fetch_sub(&n_inside, 1); }
 
 void ql_sgemm_nt(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
-                 int m, int n, int k, float alpha, float beta) {
+                 int m, int n, int k, bool accumulate) {
     enter();
     QL_BLAS(cblas_sgemm)
-    (ROW_MAJOR, PLAIN, TRANSPOSED, m, n, k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
+    (ROW_MAJOR, PLAIN, TRANSPOSED, m, n, k, 1.0f, a, (int)lda, b, (int)ldb,
+     accumulate ? 1.0f : 0.0f, c, (int)ldc);
     leave();
 }

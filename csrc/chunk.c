@@ -8,26 +8,26 @@
 #include "memory.h"
 #include "pieces.h"
 #include "rope.h"
+#include "sizes.h"
 #include "threads.h"
 #include "tiles.h"
 
 enum { WRITE_TOKENS = 32 };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
-static int best_blocks(const ql_memory *m) { return (int)min64(m->config.topk, m->n_blocks); }
+static int best_blocks(const ql_memory *m) { return (int)ql_min(m->config.topk, m->n_blocks); }
 
 static int retrieved(const ql_memory *m) { return m->pinned ? m->n_pinned : best_blocks(m); }
 
 /* Whether the chunk that was begun looks blocks up. Decided by its position and by what is
  * committed, so that it is the same however the tokens come, and again after an interruption. */
 static bool looks_up(const ql_memory *m) {
-    return m->chunk > 1 || m->config.lookup_interval <= 1 ||
+    return m->chunk.n > 1 || m->config.lookup_interval <= 1 ||
            m->n_tokens % m->config.lookup_interval == 0 || m->n_kept != best_blocks(m);
 }
 
-static int64_t local_keys(const ql_memory *m) { return m->n_tokens + m->chunk - m->local_first; }
+static int64_t local_keys(const ql_memory *m) {
+    return m->n_tokens + m->chunk.n - m->chunk.local_first;
+}
 
 /* ---- begin: every allocation of a chunk ---- */
 
@@ -47,10 +47,13 @@ static ql_status room(void *items, size_t *capacity, size_t n, size_t size, ql_e
 }
 
 static ql_status tables(ql_memory *m, ql_error *err) {
-    size_t half = (size_t)m->heads.head_dim / 2, n = m->chunk * half, capacity = m->tables_capacity;
-    ql_status status = room(&m->cos, &capacity, n, sizeof *m->cos, err);
-    if (!status) status = room(&m->sin, &m->tables_capacity, n, sizeof *m->sin, err);
-    if (!status) ql_rope_table(m->cos, m->sin, m->inv_freq, (int)half, m->n_tokens, m->chunk);
+    size_t half = (size_t)m->heads.head_dim / 2, n = m->chunk.n * half,
+           capacity = m->chunk.tables_capacity;
+    ql_status status = room(&m->chunk.cos, &capacity, n, sizeof *m->chunk.cos, err);
+    if (!status)
+        status = room(&m->chunk.sin, &m->chunk.tables_capacity, n, sizeof *m->chunk.sin, err);
+    if (!status)
+        ql_rope_table(m->chunk.cos, m->chunk.sin, m->inv_freq, (int)half, m->n_tokens, m->chunk.n);
     return status;
 }
 
@@ -58,25 +61,25 @@ static ql_status tables(ql_memory *m, ql_error *err) {
  * tokens or still wait are attended to in any case. */
 static void kept_question(const ql_memory *m, int64_t *begin, int64_t *end) {
     bool keeps = m->config.mode == QL_QLLM && m->config.keep_query_tokens && m->n_blocks > 0;
-    *begin = keeps ? max64(m->question.begin, m->config.n_init) : 0;
-    *end = keeps ? max64(*begin, min64(m->question.end, ql_memory_first_waiting(m))) : 0;
+    *begin = keeps ? ql_max(m->question.begin, m->config.n_init) : 0;
+    *end = keeps ? ql_max(*begin, ql_min(m->question.end, ql_memory_first_waiting(m))) : 0;
 }
 
 /* Most global keys of a chunk in a layer. */
 static int64_t most_global(const ql_memory *m) {
-    if (ql_memory_sinks_only(m)) return min64(m->config.n_init, m->n_tokens);
+    if (ql_memory_sinks_only(m)) return ql_min(m->config.n_init, m->n_tokens);
     if (!ql_memory_has_blocks(m)) return 0;
-    int64_t begin, end, gone = m->n_tokens + m->chunk - m->config.n_local;
+    int64_t begin, end, gone = m->n_tokens + m->chunk.n - m->config.n_local;
     kept_question(m, &begin, &end);
     return (int64_t)retrieved(m) * m->config.block_size + m->n_first + (end - begin) +
-           max64(0, gone - ql_memory_first_waiting(m));
+           ql_max(0, gone - ql_memory_first_waiting(m));
 }
 
 /* Most spans of a chunk: retrieved blocks, first tokens, question, remainder, window. */
 static size_t most_spans(const ql_memory *m) {
     int64_t begin, end,
-        pages = ql_memory_full(m) ? m->n_tokens + m->chunk
-                                  : m->config.n_local + 2 * (m->config.block_size + m->chunk);
+        pages = ql_memory_full(m) ? m->n_tokens + m->chunk.n
+                                  : m->config.n_local + 2 * (m->config.block_size + m->chunk.n);
     kept_question(m, &begin, &end);
     return (size_t)(retrieved(m) + 10 + (end - begin) / m->kv.page_tokens +
                     2 * (pages / m->kv.page_tokens + 2));
@@ -84,19 +87,24 @@ static size_t most_spans(const ql_memory *m) {
 
 ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
     int64_t end = m->n_tokens + n_tokens;
-    m->chunk = n_tokens;
-    m->local_first = ql_memory_local_first(m);
+    m->chunk.n = n_tokens;
+    m->chunk.local_first = ql_memory_local_first(m);
     ql_status status = ql_kv_reserve(&m->kv, end, err);
     if (!status && ql_memory_skims(m)) status = ql_keys_reserve(&m->keys, end, err);
     if (!status) status = tables(m, err);
-    if (!status) status = room(&m->spans, &m->spans_capacity, most_spans(m), sizeof *m->spans, err);
+    if (!status)
+        status = room(&m->chunk.spans, &m->chunk.spans_capacity, most_spans(m),
+                      sizeof *m->chunk.spans, err);
     if (!status && ql_memory_has_blocks(m)) {
         int64_t blocks = m->n_blocks + n_tokens / m->config.block_size + 1;
         size_t mass = (size_t)m->heads.n_layers * m->heads.n_heads * (size_t)local_keys(m);
         status = ql_index_reserve(&m->index, blocks, err);
         if (!status)
-            status = room(&m->scores, &m->scores_capacity, (size_t)blocks, sizeof *m->scores, err);
-        if (!status) status = room(&m->mass, &m->mass_capacity, mass, sizeof *m->mass, err);
+            status = room(&m->chunk.scores, &m->chunk.scores_capacity, (size_t)blocks,
+                          sizeof *m->chunk.scores, err);
+        if (!status)
+            status =
+                room(&m->chunk.mass, &m->chunk.mass_capacity, mass, sizeof *m->chunk.mass, err);
     }
     if (!status && m->config.trace) {
         status = ql_trace_begin(&m->trace, m->heads.n_layers, m->n_tokens, n_tokens, m->n_blocks,
@@ -124,13 +132,14 @@ static void write_task(void *context, int item, int thread) {
     const writing *x = context;
     ql_memory *m = x->m;
     int D = m->heads.head_dim, G = m->heads.n_kv_heads,
-        end = (int)min64((item + 1) * WRITE_TOKENS, m->chunk);
+        end = (int)ql_min((item + 1) * WRITE_TOKENS, m->chunk.n);
     float rotated[QL_MAX_HEAD_DIM];
     for (int t = item * WRITE_TOKENS; t < end; t++) {
         int64_t token = m->n_tokens + t;
         bool in_place =
             ql_memory_full(m) || (m->config.mode == QL_STREAM && token < m->config.n_init);
-        const float *cos = m->cos + (size_t)t * (D / 2), *sin = m->sin + (size_t)t * (D / 2);
+        const float *cos = m->chunk.cos + (size_t)t * (D / 2),
+                    *sin = m->chunk.sin + (size_t)t * (D / 2);
         for (int g = 0; g < G; g++) {
             const float *key = x->k + ((size_t)t * G + g) * D,
                         *value = x->v + ((size_t)t * G + g) * D;
@@ -146,8 +155,8 @@ static void write_task(void *context, int item, int thread) {
 /* Keeps the question's queries that this chunk holds. */
 static void hear_question(ql_memory *m, int layer, const float *q) {
     ql_question *question = &m->question;
-    int64_t begin = max64(question->begin, m->n_tokens),
-            end = min64(question->end, m->n_tokens + m->chunk);
+    int64_t begin = ql_max(question->begin, m->n_tokens),
+            end = ql_min(question->end, m->n_tokens + m->chunk.n);
     if (question->known || begin >= end) return;
     size_t span = (size_t)(question->end - question->begin), row = ql_memory_width(m);
     memcpy(question->queries + (layer * span + (size_t)(begin - question->begin)) * row,
@@ -165,46 +174,49 @@ static void rotate_far(const ql_memory *m, float *vector) {
 /* Sums the chunk's queries, and copies those of the heads that the caller listens to. */
 static void listen(ql_memory *m, int layer, const float *q) {
     size_t D = m->heads.head_dim, row = ql_memory_width(m);
-    float *sum = m->chunk_sum + layer * row;
+    float *sum = m->chunk.sum + layer * row;
     memcpy(sum, q, row * sizeof *sum);
-    for (int t = 1; t < m->chunk; t++) m->kernels->add(sum, q + t * row, row);
-    for (int i = 0; m->feed && i < m->feed->n_heads; i++) {
-        if (m->feed->heads[i].layer != layer) continue;
-        float *to = m->feed->queries + ((size_t)i * (size_t)m->call_tokens + (size_t)m->heard) * D;
-        for (int t = 0; t < m->chunk; t++)
-            memcpy(to + t * D, q + t * row + m->feed->heads[i].head * D, D * sizeof *to);
+    for (int t = 1; t < m->chunk.n; t++) m->kernels->add(sum, q + t * row, row);
+    for (int i = 0; m->chunk.feed && i < m->chunk.feed->n_heads; i++) {
+        if (m->chunk.feed->heads[i].layer != layer) continue;
+        float *to = m->chunk.feed->queries +
+                    ((size_t)i * (size_t)m->chunk.call_tokens + (size_t)m->chunk.heard) * D;
+        for (int t = 0; t < m->chunk.n; t++)
+            memcpy(to + t * D, q + t * row + m->chunk.feed->heads[i].head * D, D * sizeof *to);
     }
 }
 
 void ql_memory_note(ql_memory *m, int layer, const float *q, const float *k) {
     if (ql_memory_ranks(m)) listen(m, layer, q);
-    if (ql_memory_skims(m)) ql_keys_write(&m->keys, m->kernels, layer, m->n_tokens, k, m->chunk);
+    if (ql_memory_skims(m)) ql_keys_write(&m->keys, m->kernels, layer, m->n_tokens, k, m->chunk.n);
 }
 
 /* Step 2: the blocks' scores, s(B, H) + beta s(B, Q) (eq. 5-7; the authors' code: the mean query,
  * one choice for all heads). */
 static void score_blocks(ql_memory *m, int layer) {
     size_t width = ql_memory_width(m);
-    memcpy(m->query, m->chunk_sum + layer * width, width * sizeof *m->query);
-    m->kernels->scale(m->query, m->query, 1.0f / (float)m->chunk, width);
-    rotate_far(m, m->query);
+    memcpy(m->chunk.query, m->chunk.sum + layer * width, width * sizeof *m->chunk.query);
+    m->kernels->scale(m->chunk.query, m->chunk.query, 1.0f / (float)m->chunk.n, width);
+    rotate_far(m, m->chunk.query);
     if (m->config.mode == QL_QLLM && m->question.known) {
         const float *question = m->question.vectors + layer * width;
-        for (size_t i = 0; i < width; i++) m->query[i] += m->config.question_weight * question[i];
+        for (size_t i = 0; i < width; i++)
+            m->chunk.query[i] += m->config.question_weight * question[i];
     }
-    ql_score_blocks(m->scores, &m->index, m->kernels, m->n_threads, layer, m->query, m->n_blocks);
+    ql_score_blocks(m->chunk.scores, &m->index, m->kernels, m->n_threads, layer, m->chunk.query,
+                    m->n_blocks);
 }
 
 /* The blocks that a layer of the chunk retrieves: [retrieved]. */
 static const int32_t *retrieve(ql_memory *m, int layer) {
     bool chooses = !m->pinned && retrieved(m) > 0 && looks_up(m);
-    int32_t *chosen = m->chosen + (size_t)layer * (size_t)m->config.topk;
+    int32_t *chosen = m->chunk.chosen + (size_t)layer * (size_t)m->config.topk;
     const int32_t *blocks = m->pinned ? m->pinned
                             : chooses ? chosen
                                       : m->kept + (size_t)layer * (size_t)m->config.topk;
     if (chooses || (m->config.trace && m->n_blocks > 0)) score_blocks(m, layer);
-    if (chooses) ql_choose(chosen, retrieved(m), m->scores, m->n_blocks);
-    if (m->config.trace) ql_trace_put(&m->trace, layer, blocks, m->scores);
+    if (chooses) ql_choose(chosen, retrieved(m), m->chunk.scores, m->n_blocks);
+    if (m->config.trace) ql_trace_put(&m->trace, layer, blocks, m->chunk.scores);
     return blocks;
 }
 
@@ -225,7 +237,7 @@ static int add_question(const ql_memory *m, int layer, ql_span *spans, int n,
     kept_question(m, &begin, &end);
     for (int i = 0; begin < end;) {
         int64_t block = (begin - m->config.n_init) / P,
-                stop = min64(end, m->config.n_init + (block + 1) * P);
+                stop = ql_min(end, m->config.n_init + (block + 1) * P);
         while (i < retrieved(m) && blocks[i] < block) i++;
         if (i == retrieved(m) || blocks[i] > block) n = add_spans(m, layer, spans, n, begin, stop);
         begin = stop;
@@ -238,7 +250,7 @@ static int add_question(const ql_memory *m, int layer, ql_span *spans, int n,
 static int global_spans(const ql_memory *m, int layer, ql_span *spans, const int32_t *blocks) {
     if (ql_memory_full(m)) return 0;
     if (ql_memory_sinks_only(m))
-        return add_spans(m, layer, spans, 0, 0, min64(m->config.n_init, m->n_tokens));
+        return add_spans(m, layer, spans, 0, 0, ql_min(m->config.n_init, m->n_tokens));
     int n = 0, P = m->config.block_size;
     for (int i = 0; i < retrieved(m); i++) {
         int64_t token = m->config.n_init + (int64_t)blocks[i] * P;
@@ -248,12 +260,12 @@ static int global_spans(const ql_memory *m, int layer, ql_span *spans, const int
     n = add_question(m, layer, spans, n, blocks);
     int64_t waiting = ql_memory_first_waiting(m);
     return add_spans(m, layer, spans, n, waiting,
-                     max64(waiting, m->n_tokens + m->chunk - m->config.n_local));
+                     ql_max(waiting, m->n_tokens + m->chunk.n - m->config.n_local));
 }
 
 /* Step 1: the window's keys, rotated, with the values that lie in the pages. */
 static int local_spans(const ql_memory *m, int layer, ql_span *spans) {
-    int n = add_spans(m, layer, spans, 0, m->local_first, m->n_tokens + m->chunk);
+    int n = add_spans(m, layer, spans, 0, m->chunk.local_first, m->n_tokens + m->chunk.n);
     for (int i = 0; i < n && !ql_memory_full(m); i++) {
         spans[i].k = ql_window_key(&m->window, layer, 0, spans[i].first);
         spans[i].k_stride = ql_window_head_bytes(&m->window);
@@ -265,37 +277,37 @@ static int local_spans(const ql_memory *m, int layer, ql_span *spans) {
 void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const float *k,
                       const float *v, void *scratch) {
     writing write = {m, k, v, layer};
-    int pieces = (m->chunk + WRITE_TOKENS - 1) / WRITE_TOKENS;
+    int pieces = (m->chunk.n + WRITE_TOKENS - 1) / WRITE_TOKENS;
     ql_parallel(pieces > 1 ? m->n_threads : 1, pieces, write_task, &write);
     hear_question(m, layer, q);
     ql_memory_note(m, layer, q, k);
-    int n_global = global_spans(m, layer, m->spans, retrieve(m, layer));
-    int n_local = local_spans(m, layer, m->spans + n_global);
+    int n_global = global_spans(m, layer, m->chunk.spans, retrieve(m, layer));
+    int n_local = local_spans(m, layer, m->chunk.spans + n_global);
     ql_attention attention = {
         .kernels = m->kernels,
         .n_threads = m->n_threads,
         .heads = m->heads,
         .dtype = m->config.kv_dtype,
-        .n_tokens = m->chunk,
+        .n_tokens = m->chunk.n,
         .first = m->n_tokens,
         .reach = m->reach,
         .masks_global = ql_memory_sinks_only(m) || m->config.mask == QL_MASK_EXACT,
         .q = q,
-        .cos = m->cos,
-        .sin = m->sin,
+        .cos = m->chunk.cos,
+        .sin = m->chunk.sin,
         .far_cos = m->far_cos,
         .far_sin = m->far_sin,
-        .global = m->spans,
+        .global = m->chunk.spans,
         .n_global = n_global,
         .most_global = most_global(m),
-        .local = m->spans + n_global,
+        .local = m->chunk.spans + n_global,
         .n_local = n_local,
         .out = out,
         .local_mass = ql_memory_has_blocks(m)
-                          ? m->mass + (size_t)layer * m->heads.n_heads * (size_t)local_keys(m)
+                          ? m->chunk.mass + (size_t)layer * m->heads.n_heads * (size_t)local_keys(m)
                           : NULL,
     };
-    if (m->chunk == 1)
+    if (m->chunk.n == 1)
         ql_attend_pieces(&attention, scratch);
     else
         ql_attend_tiles(&attention, scratch);
@@ -303,9 +315,9 @@ void ql_memory_attend(ql_memory *m, int layer, float *out, const float *q, const
 
 size_t ql_memory_scratch(const ql_memory *m) {
     int64_t n_global = most_global(m);
-    if (m->chunk == 1)
-        return ql_pieces_scratch(m->heads, n_global + local_keys(m), (int)m->spans_capacity);
-    return ql_tiles_scratch(m->kernels, m->heads, m->config.kv_dtype, m->n_threads, m->chunk,
+    if (m->chunk.n == 1)
+        return ql_pieces_scratch(m->heads, n_global + local_keys(m), (int)m->chunk.spans_capacity);
+    return ql_tiles_scratch(m->kernels, m->heads, m->config.kv_dtype, m->n_threads, m->chunk.n,
                             n_global, local_keys(m), m->reach);
 }
 
@@ -336,7 +348,7 @@ static void best_tokens(int *best, int k, const float *scores, int n) {
  * most. */
 static void set_question(ql_memory *m, int layer, int *best) {
     int D = m->heads.head_dim, span = (int)(m->question.end - m->question.begin),
-        k = (int)min64(m->config.repr_topk, span);
+        k = (int)ql_min(m->config.repr_topk, span);
     float *vector = m->question.vectors + layer * ql_memory_width(m);
     memset(vector, 0, ql_memory_width(m) * sizeof *vector);
     for (int h = 0; h < m->heads.n_heads; h++) {
@@ -379,7 +391,7 @@ static void represent(ql_memory *m, int layer, int64_t block, int *best) {
 /* The chunk's queries count. */
 static void add_queries(ql_memory *m, int layer) {
     size_t row = ql_memory_width(m);
-    for (size_t i = 0; i < row; i++) m->query_sum[layer * row + i] += m->chunk_sum[layer * row + i];
+    for (size_t i = 0; i < row; i++) m->query_sum[layer * row + i] += m->chunk.sum[layer * row + i];
 }
 
 static void commit_task(void *context, int layer, int thread) {
@@ -388,8 +400,8 @@ static void commit_task(void *context, int layer, int thread) {
     ql_memory *m = c->m;
     size_t keys = (size_t)local_keys(m);
     for (int h = 0; h < m->heads.n_heads; h++)
-        m->kernels->add(ql_window_scores(&m->window, layer, h, m->local_first),
-                        m->mass + ((size_t)layer * m->heads.n_heads + h) * keys, keys);
+        m->kernels->add(ql_window_scores(&m->window, layer, h, m->chunk.local_first),
+                        m->chunk.mass + ((size_t)layer * m->heads.n_heads + h) * keys, keys);
     add_queries(m, layer);
     int best[QL_MAX_REPR];
     if (c->asks) set_question(m, layer, best);
@@ -400,20 +412,20 @@ static void commit_task(void *context, int layer, int thread) {
 static void keep_choice(ql_memory *m) {
     if (!looks_up(m)) return;
     int32_t *kept = m->kept;
-    m->kept = m->chosen;
-    m->chosen = kept;
-    m->n_kept = m->chunk > 1 || m->pinned ? -1 : best_blocks(m);
+    m->kept = m->chunk.chosen;
+    m->chunk.chosen = kept;
+    m->n_kept = m->chunk.n > 1 || m->pinned ? -1 : best_blocks(m);
 }
 
 void ql_memory_commit(ql_memory *m) {
-    int64_t end = m->n_tokens + m->chunk, P = m->config.block_size, n_local = m->config.n_local;
+    int64_t end = m->n_tokens + m->chunk.n, P = m->config.block_size, n_local = m->config.n_local;
     keep_choice(m);
     commitment c = {.m = m, .n_first = m->n_first, .n_blocks = m->n_blocks};
     if (ql_memory_has_blocks(m)) {
         int64_t waiting = end - ql_memory_first_waiting(m);
         c.asks = m->config.mode == QL_QLLM && m->question.begin < m->question.end &&
                  !m->question.known && waiting > n_local && m->question.end <= end;
-        c.n_first += max64(0, min64(m->config.n_init - m->n_first, waiting - n_local));
+        c.n_first += ql_max(0, ql_min(m->config.n_init - m->n_first, waiting - n_local));
         waiting -= c.n_first - m->n_first;
         if (waiting - P >= n_local) c.n_blocks += (waiting - n_local) / P;
         ql_parallel(m->n_threads, m->heads.n_layers, commit_task, &c);
@@ -425,7 +437,7 @@ void ql_memory_commit(ql_memory *m) {
     m->n_first = c.n_first;
     m->n_blocks = c.n_blocks;
     m->n_tokens = end;
-    m->chunk = 0;
+    m->chunk.n = 0;
     if (m->config.trace) ql_trace_commit(&m->trace);
     if (ql_memory_sinks_only(m)) ql_kv_drop(&m->kv, end - n_local);
 }

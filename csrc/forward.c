@@ -3,6 +3,7 @@
 
 #include "error.h"
 #include "ql_internal.h"
+#include "sizes.h"
 #include "store.h"
 
 /* ---- workspace ---- */
@@ -33,9 +34,6 @@ void ql_workspace_give(ql_model *model, ql_workspace *workspace) {
     pthread_mutex_unlock(&idle_lock);
 }
 
-static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
-static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
 static ql_norm norm_of(const ql_model *model, const float *weight) {
     return (ql_norm){weight, (float)model->config.rms_norm_eps};
 }
@@ -51,17 +49,17 @@ static size_t matrix_scratch(const ql_model *model, const ql_matrix *w, bool nor
 
 /* Layers have the same shapes, but each of their matrices may be held in a format of its own. */
 static size_t product_scratch(const ql_model *model, int n_rows) {
-    size_t bytes = largest(64, matrix_scratch(model, &model->weights.head, true, n_rows));
+    size_t bytes = ql_larger(64, matrix_scratch(model, &model->weights.head, true, n_rows));
     for (int i = 0; i < model->config.num_hidden_layers; i++) {
         const ql_layer *l = &model->weights.layers[i];
         const ql_matrix *matrices[] = {&l->q, &l->k, &l->v, &l->o};
         for (size_t j = 0; j < sizeof matrices / sizeof *matrices; j++)
             bytes =
-                largest(bytes, matrix_scratch(model, matrices[j], matrices[j] != &l->o, n_rows));
+                ql_larger(bytes, matrix_scratch(model, matrices[j], matrices[j] != &l->o, n_rows));
         ql_mlp mlp = mlp_of(model, l);
-        bytes = largest(bytes, ql_mlp_scratch(model->kernels, model->n_threads, &mlp, n_rows));
+        bytes = ql_larger(bytes, ql_mlp_scratch(model->kernels, model->n_threads, &mlp, n_rows));
     }
-    return aligned(bytes);
+    return ql_aligned(bytes);
 }
 
 ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_tokens,
@@ -74,8 +72,8 @@ ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_toke
         size_t row;
     } parts[] = {{&w->x, E}, {&w->q, queries}, {&w->k, keys}, {&w->v, keys}, {&w->heads, queries}};
     enum { N_PARTS = sizeof parts / sizeof *parts };
-    size_t need = largest(product_scratch(model, n_tokens), attention_bytes);
-    for (int i = 0; i < N_PARTS; i++) need += aligned(n_tokens * parts[i].row * sizeof(float));
+    size_t need = ql_larger(product_scratch(model, n_tokens), attention_bytes);
+    for (int i = 0; i < N_PARTS; i++) need += ql_aligned(n_tokens * parts[i].row * sizeof(float));
     if (need > w->bytes) {
         free(w->memory);
         w->bytes = need + need / 4; /* the remainder and the blocks still grow a little */
@@ -90,7 +88,7 @@ ql_status ql_workspace_layout(ql_workspace *w, const ql_model *model, int n_toke
     char *at = w->memory;
     for (int i = 0; i < N_PARTS; i++) {
         *parts[i].at = (float *)at;
-        at += aligned(n_tokens * parts[i].row * sizeof(float));
+        at += ql_aligned(n_tokens * parts[i].row * sizeof(float));
     }
     w->scratch = at;
     return QL_OK;

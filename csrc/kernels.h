@@ -26,8 +26,9 @@ enum { QL_PANEL = 64, QL_PANEL_DEPTH = 32 }; /* most columns; those of every for
 typedef struct ql_panels {
     size_t item; /* bytes of a number: 2 (bfloat16) or 4 */
     int columns; /* of a panel */
-    int tile;    /* columns of a tile of it, as it lies in memory */
-    int depth;   /* numbers of a column in a tile */
+    /* For who looks into a panel, as tests do: columns of a tile of it, as it lies in memory, and
+     * numbers of a column in a tile. */
+    int tile, depth;
     /* panel from the rows of w [n, k], row stride ldw: its columns; 1 <= n <= columns. */
     void (*pack_rows)(void *panel, const void *w, size_t ldw, int n, size_t k);
     /* panel from the columns of v [k, n], row stride ldv; 1 <= n <= columns. */

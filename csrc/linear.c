@@ -1,12 +1,11 @@
 #include "linear.h"
 
+#include "sizes.h"
 #include "threads.h"
 
 /* Rows of x in an item that converts them, and the fewest in an item of a product. */
 enum { CONVERTED_ROWS = 16, LEAST_ROWS = 64 };
 
-static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
-static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 static int min(int a, int b) { return a < b ? a : b; }
 
 /* ---- x as products take it ---- */
@@ -29,14 +28,14 @@ typedef struct conversion {
 } conversion;
 
 static size_t operand_bytes(const ql_matrix *w, ql_way way, int n_rows) {
-    return aligned((size_t)n_rows * ql_rounded_stride(way, (size_t)w->n_in));
+    return ql_aligned((size_t)n_rows * ql_rounded_stride(way, (size_t)w->n_in));
 }
 
 /* Bytes of the room that `take` needs; none where x is taken as it is. */
 static size_t room_of_x(const ql_matrix *w, ql_way way, bool normed, int n_threads, int n_rows) {
     if (ql_takes_floats(way)) return normed ? operand_bytes(w, way, n_rows) : 0;
     size_t rows = normed ? (size_t)n_threads * (size_t)w->n_in * sizeof(float) : 0;
-    return operand_bytes(w, way, n_rows) + aligned(rows);
+    return operand_bytes(w, way, n_rows) + ql_aligned(rows);
 }
 
 static void convert_task(void *context, int item, int thread) {
@@ -157,7 +156,7 @@ static void run(const ql_kernels *kernels, int n_threads, const ql_linear_job *j
         const ql_matrix *w = jobs[j].w;
         panels[j] = ql_piece_rows(w, r.way, n_rows, n_threads);
         r.scratch_stride =
-            largest(r.scratch_stride, ql_piece_scratch(kernels, w, r.way, panels[j]));
+            ql_larger(r.scratch_stride, ql_piece_scratch(kernels, w, r.way, panels[j]));
         n_panels += (w->n_out + panels[j] - 1) / panels[j];
     }
     int pieces = pieces_of(r.way, n_rows, n_panels, n_threads);
@@ -195,8 +194,8 @@ size_t ql_linear_scratch(const ql_kernels *kernels, int n_threads, const ql_matr
     const int rows[] = {n_rows, 1};
     for (int i = 0; i < 2; i++) { /* there may be fewer rows, which go another way */
         ql_way way = ql_way_of(kernels, w, rows[i]);
-        room = largest(room, room_of_x(w, way, normed, n_threads, n_rows));
-        piece = largest(piece, piece_scratch(kernels, n_threads, w, rows[i]));
+        room = ql_larger(room, room_of_x(w, way, normed, n_threads, n_rows));
+        piece = ql_larger(piece, piece_scratch(kernels, n_threads, w, rows[i]));
     }
     return room + (size_t)n_threads * piece;
 }
@@ -241,10 +240,10 @@ static gating plan_mlp(const ql_kernels *kernels, int n_threads, const ql_mlp *w
     int panel = gated_rows(&r, n_threads), F = w->gate->n_out;
     ql_way way = r.up == QL_BY_SGEMM ? r.up : r.gate;
     r.items = cut(F, panel, n_rows, pieces_of(way, n_rows, (F + panel - 1) / panel, n_threads));
-    r.piece_bytes = aligned((size_t)r.items.rows * (size_t)panel * sizeof(float));
+    r.piece_bytes = ql_aligned((size_t)r.items.rows * (size_t)panel * sizeof(float));
     r.scratch_stride =
-        2 * r.piece_bytes + largest(ql_piece_scratch(kernels, w->gate, r.gate, panel),
-                                    ql_piece_scratch(kernels, w->up, r.up, panel));
+        2 * r.piece_bytes + ql_larger(ql_piece_scratch(kernels, w->gate, r.gate, panel),
+                                      ql_piece_scratch(kernels, w->up, r.up, panel));
     return r;
 }
 
@@ -280,7 +279,7 @@ size_t ql_mlp_scratch(const ql_kernels *kernels, int n_threads, const ql_mlp *w,
     return operand_bytes(w->down, r.down, n_rows) +
            room_of_x(w->gate, r.gate, normed, n_threads, n_rows) +
            (r.up != r.gate ? room_of_x(w->up, r.up, normed, n_threads, n_rows) : 0) +
-           largest(gated, down);
+           ql_larger(gated, down);
 }
 
 void ql_mlp_add(const ql_kernels *kernels, int n_threads, const ql_mlp *w, float *y, const float *x,

@@ -20,9 +20,9 @@ static void far_angle(ql_memory *m) {
 
 /* The sums of queries, all 0. */
 static ql_status allocate_sums(ql_memory *m, ql_error *err) {
-    m->chunk_sum = ql_alloc(ql_memory_sums(m) * sizeof *m->chunk_sum);
+    m->chunk.sum = ql_alloc(ql_memory_sums(m) * sizeof *m->chunk.sum);
     m->query_sum = ql_alloc(ql_memory_sums(m) * sizeof *m->query_sum);
-    if (!m->chunk_sum || !m->query_sum)
+    if (!m->chunk.sum || !m->query_sum)
         return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for the sums of a session's queries");
     memset(m->query_sum, 0, ql_memory_sums(m) * sizeof *m->query_sum);
     return QL_OK;
@@ -32,12 +32,12 @@ static ql_status allocate(ql_memory *m, ql_error *err) {
     size_t half = (size_t)m->heads.head_dim / 2;
     m->far_cos = ql_alloc(half * sizeof(float));
     m->far_sin = ql_alloc(half * sizeof(float));
-    m->query = ql_alloc(ql_memory_width(m) * sizeof(float));
-    m->chosen = ql_alloc(ql_memory_choices(m) * sizeof *m->chosen);
+    m->chunk.query = ql_alloc(ql_memory_width(m) * sizeof(float));
+    m->chunk.chosen = ql_alloc(ql_memory_choices(m) * sizeof *m->chunk.chosen);
     m->kept = ql_alloc(ql_memory_choices(m) * sizeof *m->kept);
-    if (!m->far_cos || !m->far_sin || !m->query || !m->chosen || !m->kept)
+    if (!m->far_cos || !m->far_sin || !m->chunk.query || !m->chunk.chosen || !m->kept)
         return ql_fail(err, QL_OUT_OF_MEMORY, "no memory for a session's state");
-    memset(m->chosen, 0, ql_memory_choices(m) * sizeof *m->chosen); /* saved whole */
+    memset(m->chunk.chosen, 0, ql_memory_choices(m) * sizeof *m->chunk.chosen); /* saved whole */
     memset(m->kept, 0, ql_memory_choices(m) * sizeof *m->kept);
     return allocate_sums(m, err);
 }
@@ -72,7 +72,7 @@ ql_status ql_memory_init(ql_memory *m, ql_heads heads, const ql_memory_config *c
 ql_status ql_memory_keep_keys(ql_memory *m, const ql_head *heads, int n, ql_error *err) {
     ql_status status = ql_keys_init(&m->keys, m->heads, m->config.kv_dtype, heads, n, err);
     if (status) return status;
-    free(m->chunk_sum);
+    free(m->chunk.sum);
     free(m->query_sum);
     return allocate_sums(m, err);
 }
@@ -96,13 +96,11 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     if (to->volume) ql_volume_retain(to->volume);
     to->keys.place = NULL;
     to->trace = (ql_trace){0};
-    to->far_cos = to->far_sin = to->cos = to->sin = to->mass = to->query = to->scores =
-        to->chunk_sum = NULL;
+    to->far_cos = to->far_sin = NULL;
     to->query_sum = NULL;
-    to->chosen = to->kept = to->pinned = NULL;
+    to->kept = to->pinned = NULL;
     to->n_pinned = 0;
-    to->spans = NULL;
-    to->tables_capacity = to->mass_capacity = to->scores_capacity = to->spans_capacity = 0;
+    to->chunk = (ql_chunk){0};
     size_t question = (size_t)from->heads.n_layers * ql_memory_width(from);
     ql_status status = allocate(to, err);
     if (!status) status = ql_kv_fork(&to->kv, &from->kv, from->n_tokens, err);
@@ -155,34 +153,31 @@ void ql_memory_clear(ql_memory *m) {
     ql_volume_free(m->volume);
     ql_window_clear(&m->window);
     ql_trace_clear(&m->trace);
-    float *floats[] = {m->question.queries,
-                       m->question.vectors,
-                       m->far_cos,
-                       m->far_sin,
-                       m->cos,
-                       m->sin,
-                       m->mass,
-                       m->query,
-                       m->scores,
-                       m->chunk_sum};
+    float *floats[] = {m->question.queries, m->question.vectors, m->far_cos,    m->far_sin,
+                       m->chunk.cos,        m->chunk.sin,        m->chunk.mass, m->chunk.query,
+                       m->chunk.scores,     m->chunk.sum};
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++) free(floats[i]);
     free(m->query_sum);
     free(m->pinned);
-    free(m->chosen);
+    free(m->chunk.chosen);
     free(m->kept);
-    free(m->spans);
+    free(m->chunk.spans);
     *m = (ql_memory){0};
 }
 
 size_t ql_memory_bytes(const ql_memory *m) {
-    size_t question = (size_t)m->heads.n_layers * ql_memory_width(m) *
-                      (size_t)(m->question.end - m->question.begin + 1);
-    size_t floats = 2 * m->tables_capacity + m->mass_capacity + m->scores_capacity +
-                    (m->question.queries ? question : 0);
+    size_t vectors = (size_t)m->heads.n_layers * ql_memory_width(m),
+           asked = (size_t)(m->question.end - m->question.begin);
+    size_t floats = 2 * m->chunk.tables_capacity + m->chunk.mass_capacity +
+                    m->chunk.scores_capacity + ql_memory_sums(m) +
+                    (m->question.queries ? vectors * asked : 0) +
+                    (m->question.vectors ? vectors : 0);
+    size_t choices = 2 * ql_memory_choices(m) + (size_t)m->n_pinned;
     size_t mapped = m->volume ? ql_volume_resident(m->volume) : 0;
     return mapped + ql_kv_bytes(&m->kv) + ql_index_bytes(&m->index) + ql_keys_bytes(&m->keys) +
            ql_window_bytes(&m->window) + ql_trace_bytes(&m->trace) + floats * sizeof(float) +
-           m->spans_capacity * sizeof(ql_span);
+           ql_memory_sums(m) * sizeof *m->query_sum + choices * sizeof *m->kept +
+           m->chunk.spans_capacity * sizeof(ql_span);
 }
 
 ql_status ql_memory_ask(ql_memory *m, int64_t begin, int64_t end, ql_error *err) {

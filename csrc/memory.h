@@ -23,6 +23,24 @@ typedef struct ql_question {
     bool known;         /* vectors are set */
 } ql_question;
 
+/* The chunk that was begun, with what its layers compute: nothing that is committed, so that a fork
+ * begins without. */
+typedef struct ql_chunk {
+    int n;               /* tokens */
+    int64_t local_first; /* first local key */
+    const ql_feed *feed; /* the heads that the caller listens to; or NULL */
+    int64_t heard;       /* tokens of the call before this chunk, and of the whole call: */
+    int64_t call_tokens; /* feed->queries is [n_heads, call_tokens, D] */
+    float *cos, *sin;    /* [n, D/2] */
+    float *mass;         /* [L, H, local keys]: local scores it adds */
+    float *sum;          /* [L, H*D] of its queries */
+    float *query;        /* [H*D] of the lookup */
+    float *scores;       /* [n_blocks] */
+    int32_t *chosen;     /* [L, topk] by its look-ups */
+    ql_span *spans;
+    size_t tables_capacity, mass_capacity, scores_capacity, spans_capacity; /* items */
+} ql_chunk;
+
 typedef struct ql_memory {
     ql_heads heads;
     ql_memory_config config;
@@ -46,21 +64,9 @@ typedef struct ql_memory {
     int n_pinned;
 
     float *far_cos, *far_sin; /* [D/2] of the far distance */
-    int chunk;                /* tokens of the chunk that was begun */
-    int64_t local_first;      /* first local key of that chunk */
-    float *cos, *sin;         /* [chunk, D/2] */
-    float *mass;              /* [L, H, local keys of the chunk]: local scores it adds */
-    float *chunk_sum;         /* [L, H*D] of the chunk's queries */
-    const ql_feed *feed;      /* of the chunk: the heads that the caller listens to; or NULL */
-    int64_t heard;            /* tokens of the call before this chunk, and of the whole call: */
-    int64_t call_tokens;      /* feed->queries is [n_heads, call_tokens, D] */
-    float *query;             /* [H*D] of the lookup */
-    float *scores;            /* [n_blocks] */
-    int32_t *chosen;          /* [L, topk] by the chunk's look-ups */
     int32_t *kept;            /* [L, topk] by the last token that looked up, for those after it */
     int n_kept;               /* blocks of a layer in kept; -1: none that may be used */
-    ql_span *spans;
-    size_t tables_capacity, mass_capacity, scores_capacity, spans_capacity; /* items */
+    ql_chunk chunk;
 } ql_memory;
 
 static inline bool ql_memory_full(const ql_memory *m) { return m->config.mode == QL_FULL; }

@@ -4,13 +4,12 @@
 #include <math.h>
 #include <string.h>
 
+#include "sizes.h"
 #include "threads.h"
 
 /* About so many keys in a piece, and runs of pieces for each thread. */
 enum { PIECE_KEYS = 192, RUNS = 2 };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static size_t padded(size_t floats) { return (floats + 15) / 16 * 16; }
 
 typedef struct pieces {
@@ -34,7 +33,7 @@ static ql_span span_at(const ql_attention *a, int s) {
  * be seen in part. */
 static size_t visible_keys(const pieces *x, int s, int64_t at) {
     int64_t n = span_at(x->a, s).n;
-    return (size_t)(s < x->a->n_global ? min64(n, x->n_global - at) : n);
+    return (size_t)(s < x->a->n_global ? ql_min(n, x->n_global - at) : n);
 }
 
 static const void *keys_of(ql_span span, int g) { return (const char *)span.k + g * span.k_stride; }
@@ -49,7 +48,7 @@ static void meet_piece(const pieces *x, int g, int piece, const void *behind) {
     int D = a->heads.head_dim, first = x->starts[piece], last = x->starts[piece + 1];
     int64_t begin = x->offsets[piece], count = x->offsets[piece + 1] - begin;
     for (int h0 = g * x->group; h0 < (g + 1) * x->group; h0 += QL_FEW_ROWS) {
-        int n_heads = (int)min64(QL_FEW_ROWS, (g + 1) * x->group - h0);
+        int n_heads = (int)ql_min(QL_FEW_ROWS, (g + 1) * x->group - h0);
         float *scores = x->scores + h0 * x->n_keys + begin,
               *out = x->out + ((size_t)h0 * x->n_pieces + piece) * D;
         size_t row = (size_t)x->n_keys, out_row = (size_t)x->n_pieces * D;
@@ -89,7 +88,7 @@ static void run_task(void *context, int item, int thread) {
     const pieces *x = context;
     int all = x->a->heads.n_kv_heads * x->n_pieces, each = all / x->n_runs, more = all % x->n_runs;
     /* longer runs first, so that threads take as many pieces */
-    int i = item * each + (int)min64(item, more), end = i + each + (item < more);
+    int i = item * each + (int)ql_min(item, more), end = i + each + (item < more);
     for (; i < end; i++) {
         int next = i + 1;
         ql_span span = span_at(x->a, x->starts[next % x->n_pieces]);
@@ -134,7 +133,7 @@ static void join_pieces(const pieces *x) {
         for (int i = 0; i < x->n_pieces; i++) {
             float share = tops[i] / total;
             k->panels_f32->add_scaled(out, x->out + ((size_t)h * x->n_pieces + i) * D, share, D);
-            int64_t from = max64(x->n_global, x->offsets[i]), to = x->offsets[i + 1];
+            int64_t from = ql_max(x->n_global, x->offsets[i]), to = x->offsets[i + 1];
             if (!a->local_mass || from >= to) continue;
             k->scale(a->local_mass + h * n_local + (from - x->n_global),
                      x->scores + h * x->n_keys + from, share, (size_t)(to - from));
@@ -144,7 +143,7 @@ static void join_pieces(const pieces *x) {
 
 /* Most pieces that n_keys keys in n_spans spans can be cut into. */
 static size_t most_pieces(int64_t n_keys, int n_spans) {
-    return (size_t)min64(n_spans, n_keys / PIECE_KEYS + 1) + 1;
+    return (size_t)ql_min(n_spans, n_keys / PIECE_KEYS + 1) + 1;
 }
 
 size_t ql_pieces_scratch(ql_heads heads, int64_t n_keys, int n_spans) {
@@ -160,7 +159,7 @@ void ql_attend_pieces(const ql_attention *a, void *scratch) {
     int H = a->heads.n_heads, D = a->heads.head_dim;
     pieces x = {.a = a,
                 .group = H / a->heads.n_kv_heads,
-                .n_global = min64(n_global, ql_visible_global(a, a->first))};
+                .n_global = ql_min(n_global, ql_visible_global(a, a->first))};
     x.n_keys = x.n_global + n_local;
     x.factor = 1 / sqrtf((float)D);
     size_t most = most_pieces(n_global + n_local, a->n_global + a->n_local);
@@ -179,7 +178,7 @@ void ql_attend_pieces(const ql_attention *a, void *scratch) {
                              D);
     }
     cut_pieces(&x);
-    x.n_runs = (int)min64(a->heads.n_kv_heads * x.n_pieces, RUNS * a->n_threads);
+    x.n_runs = (int)ql_min(a->heads.n_kv_heads * x.n_pieces, RUNS * a->n_threads);
     ql_parallel(a->n_threads, x.n_runs, run_task, &x);
     join_pieces(&x);
 }

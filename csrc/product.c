@@ -4,6 +4,7 @@
 
 #include "blas.h"
 #include "quant.h"
+#include "sizes.h"
 #include "strips.h"
 
 /* Few rows: a panel is at most about so many bytes of weights, and whole groups of rows as the
@@ -34,7 +35,6 @@ enum { MOST_ROWS_BY_BYTES = 4 };
 
 static size_t even(size_t k) { return (k + 1) / 2 * 2; }
 static size_t groups_of(size_t k) { return (k + QL_GROUP - 1) / QL_GROUP; }
-static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 static bool in_strips(const ql_matrix *w) { return w->dtype == QL_INT8 || w->dtype == QL_Q4; }
 
 /* ---- ways, and x as they take it ---- */
@@ -58,7 +58,7 @@ size_t ql_rounded_stride(ql_way way, size_t k) {
     size_t bytes = ql_rounded_bytes(way, k);
     if (way == QL_BY_INTEGERS || ql_takes_floats(way)) return bytes;
     /* An odd number of cache lines: columns of x would share a few of the caches' sets. */
-    return (aligned(bytes) / 64 | 1) * 64;
+    return (ql_aligned(bytes) / 64 | 1) * 64;
 }
 
 void ql_round(const ql_kernels *kernels, ql_way way, void *to, const float *x, size_t k) {
@@ -144,9 +144,10 @@ size_t ql_piece_scratch(const ql_kernels *kernels, const ql_matrix *w, ql_way wa
     if (way == QL_BY_PANELS_BF16) return panels_scratch(format, w, n);
     if (way == QL_BY_PANELS_F32) /* and weights unpacked to float32 */
         return panels_scratch(format, w, n) + panel_bytes(format, panel_depth(format, w));
-    if (way == QL_BY_DOTS) return aligned((size_t)most_few_panel(w) * QL_FEW_ROWS * sizeof(float));
+    if (way == QL_BY_DOTS)
+        return ql_aligned((size_t)most_few_panel(w) * QL_FEW_ROWS * sizeof(float));
     if (w->dtype == QL_F32) return 0;
-    return aligned((size_t)n * (size_t)many_columns(w) * sizeof(float));
+    return ql_aligned((size_t)n * (size_t)many_columns(w) * sizeof(float));
 }
 
 /* ---- the ways ---- */
@@ -180,19 +181,20 @@ static void by_sgemm(const ql_piece *p) {
     const ql_matrix *w = p->w;
     size_t k = (size_t)w->n_in, at = (size_t)p->first * k, ldx = p->row_bytes / sizeof(float);
     const float *x = (const float *)p->x;
-    float *unpacked = p->scratch, keep = p->accumulate ? 1.0f : 0.0f;
+    float *unpacked = p->scratch;
+    bool accumulate = p->accumulate;
     if (w->dtype == QL_F32) {
         ql_sgemm_nt(p->y, p->ldy, x, ldx, (const float *)w->data + at, k, p->rows, p->n, w->n_in,
-                    1.0f, keep);
+                    accumulate);
         return;
     }
     const uint16_t *from = (const uint16_t *)w->data + at;
-    for (int c = 0, width = many_columns(w); c < w->n_in; c += width, keep = 1.0f) {
+    for (int c = 0, width = many_columns(w); c < w->n_in; c += width, accumulate = true) {
         if (width > w->n_in - c) width = w->n_in - c;
         for (int i = 0; i < p->n; i++)
             p->kernels->unpack_bf16(unpacked + i * width, from + (size_t)i * k + c, (size_t)width);
-        ql_sgemm_nt(p->y, p->ldy, x + c, ldx, unpacked, (size_t)width, p->rows, p->n, width, 1.0f,
-                    keep);
+        ql_sgemm_nt(p->y, p->ldy, x + c, ldx, unpacked, (size_t)width, p->rows, p->n, width,
+                    accumulate);
     }
 }
 

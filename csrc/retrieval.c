@@ -2,12 +2,11 @@
 
 #include <math.h>
 
+#include "sizes.h"
 #include "threads.h"
 
 /* Keys of a product at once; tokens of an item of work; most head_dim of products by panels. */
 enum { MOST_KEYS = 64, ITEM_TOKENS = 2048, PANEL_DIM = 128 };
-
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- rank ---- */
 
@@ -53,10 +52,10 @@ static void take_queries(const ranking *r, few_queries *few, ql_head head, const
     const ql_panels *panels = rounded ? kernels->panels : kernels->panels_f32;
     few->head = head;
     few->queries = q;
-    few->n = (int)min64(panels->columns, left);
+    few->n = (int)ql_min(panels->columns, left);
     few->panels = fits && 3 * few->n > panels->columns ? panels : NULL;
     if (!few->panels) {
-        few->n = (int)min64(QL_FEW_ROWS, left);
+        few->n = (int)ql_min(QL_FEW_ROWS, left);
     } else if (rounded) {
         kernels->pack_bf16(few->rows.queries, q, (size_t)few->n * D);
         panels->pack_rows(&few->panel, few->rows.queries, D, few->n, D);
@@ -100,7 +99,7 @@ static float sum_of_best(const ranking *r, few_queries *few, int64_t from, int64
     float best[QL_PANEL], sum = 0;
     for (int i = 0; i < few->n; i++) best[i] = -INFINITY;
     for (int64_t n; from < to; from += n) {
-        int64_t most = min64(MOST_KEYS, to - from);
+        int64_t most = ql_min(MOST_KEYS, to - from);
         ql_span span = ql_memory_skims(m) ? ql_keys_span(&m->keys, layer, g, from, most)
                                           : ql_kv_span(&m->kv, layer, from, most);
         n = span.n;
@@ -116,7 +115,7 @@ static void rank_task(void *context, int item, int thread) {
     size_t D = (size_t)r->m->heads.head_dim;
     int h = item % r->n_heads;
     int64_t first = item / r->n_heads * r->item_pieces,
-            last = min64(first + r->item_pieces, r->n_pieces);
+            last = ql_min(first + r->item_pieces, r->n_pieces);
     const float *queries = r->queries + (size_t)h * (size_t)r->n_queries * D;
     float *scores = r->scores + h * r->n_pieces;
     few_queries few;
@@ -125,7 +124,7 @@ static void rank_task(void *context, int item, int thread) {
         take_queries(r, &few, r->heads[h], queries + (size_t)q * D, r->n_queries - q);
         for (int64_t p = first; p < last; p++) {
             int64_t from = r->begin + p * r->piece;
-            scores[p] += sum_of_best(r, &few, from, min64(from + r->piece, r->end));
+            scores[p] += sum_of_best(r, &few, from, ql_min(from + r->piece, r->end));
         }
     }
     for (int64_t p = first; p < last; p++) scores[p] /= (float)r->n_queries;
@@ -180,7 +179,7 @@ ql_status ql_take_excerpt(ql_memory *to, const ql_memory *from, const int64_t *r
     ql_status status = ql_memory_begin(
         to, (int)tokens, err); /* also makes the tables of positions 0 ... tokens - 1 */
     if (status) return status;
-    excerpt x = {to, from, ranges, n, to->cos, to->sin};
+    excerpt x = {to, from, ranges, n, to->chunk.cos, to->chunk.sin};
     ql_parallel(to->n_threads, to->heads.n_layers, excerpt_task, &x);
     ql_memory_commit(to);
     return QL_OK;

@@ -207,7 +207,8 @@ static ql_status check_question(const ql_session *s, int64_t n, const ql_feed *f
         if (!status && feed->question_end > n)
             status = ql_fail(
                 err, QL_INVALID_VALUE,
-                "the question span [%lld, %lld) goes beyond the %lld tokens of this call",
+                "the question span [%lld, %lld) goes beyond the %lld tokens of this call: it "
+                "counts from the first of them",
                 (long long)feed->question_begin, (long long)feed->question_end, (long long)n);
         return status;
     }
@@ -233,14 +234,14 @@ static ql_status feed_chunks(ql_session *s, const int32_t *ids, int64_t n, int64
             rest < s->memory.config.exc_block_size ? (int)rest : s->memory.config.exc_block_size;
         int64_t wanted = at + chunk - (n - keep); /* logits due up to the chunk's end */
         int n_logits = wanted <= 0 ? 0 : wanted < chunk ? (int)wanted : chunk;
-        s->memory.feed = feed;
-        s->memory.heard = at;
-        s->memory.call_tokens = n;
+        s->memory.chunk.feed = feed;
+        s->memory.chunk.heard = at;
+        s->memory.chunk.call_tokens = n;
         float *to = n_logits ? logits + (wanted - n_logits) * s->model->config.vocab_size : NULL;
         status =
             ql_forward(s->model, &s->memory, workspace, ids + at, chunk, n_logits, to, feed, err);
     }
-    s->memory.feed = NULL;
+    s->memory.chunk.feed = NULL;
     ql_workspace_give(s->model, workspace);
     return status;
 }

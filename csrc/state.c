@@ -58,10 +58,13 @@ ql_status ql_state_copy_slab(ql_memory *m, ql_part part, int64_t i, void *out, q
 }
 
 /* Slabs of one volume only, which the memory keeps alive and asks whether it is damaged. */
-static ql_status use_volume(ql_memory *m, ql_volume *volume, ql_error *err) {
+static ql_status map_slab(ql_memory *m, ql_part part, int64_t i, ql_volume *volume, int64_t offset,
+                          ql_error *err) {
     if (m->volume && m->volume != volume)
         return ql_fail(err, QL_INVALID_VALUE, "the session has slabs in another file already");
-    if (!m->volume) ql_volume_retain(volume);
+    ql_status status = ql_store_map(store_of(m, part), i, volume, offset, err);
+    if (status || m->volume) return status;
+    ql_volume_retain(volume);
     m->volume = volume;
     return QL_OK;
 }
@@ -75,8 +78,7 @@ ql_status ql_state_map_slab(ql_memory *m, ql_part part, int64_t i, ql_volume *vo
                        (long long)i, (long long)slabs.n_dropped, (long long)slabs.n_full - 1);
     if (ql_store_mapped(store_of(m, part), i))
         return ql_fail(err, QL_INVALID_VALUE, "slab %lld lies in a file already", (long long)i);
-    ql_status status = use_volume(m, volume, err);
-    return status ? status : ql_store_map(store_of(m, part), i, volume, offset, err);
+    return map_slab(m, part, i, volume, offset, err);
 }
 
 /* ---- the rest ---- */
@@ -221,7 +223,7 @@ static ql_status restore_part(ql_memory *m, const ql_saved *saved, ql_part part,
     for (int64_t i = 0; i < n && !status; i++) {
         int64_t place = saved->parts[part].places[i];
         if (place >= 0 && volume && i < n_full) {
-            status = ql_store_map(store, i, volume, place, err);
+            status = map_slab(m, part, i, volume, place, err);
         } else if (place == QL_DROPPED && dropped == i && i < most_dropped(m, part)) {
             status = ql_store_add(store, NULL, err);
             dropped++;
@@ -246,7 +248,6 @@ ql_status ql_state_restore(ql_memory *m, const ql_saved *saved, ql_volume *volum
     if (!status && !ql_memory_full(m))
         ql_window_put(&m->window, ql_memory_window_first(m), m->n_tokens,
                       saved->arrays[QL_WINDOW_KEYS], saved->arrays[QL_WINDOW_SCORES]);
-    if (!status && volume) status = use_volume(m, volume, err);
     for (ql_part part = 0; part < QL_N_PARTS && !status; part++)
         status = restore_part(m, saved, part, volume, err);
     return status;

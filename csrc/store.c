@@ -43,7 +43,7 @@ static bool slab_release(ql_slab *slab) {
 
 /* Takes a slab that nobody owns any more. */
 static void retire(ql_store *store, ql_slab *slab) {
-    if (slab->extent) {
+    if (slab->extent || store->n_spare >= store->most_spare) {
         slab_free(slab);
         return;
     }
@@ -88,6 +88,7 @@ static ql_status grow_table(ql_store *store, int64_t n, ql_error *err) {
 ql_status ql_store_reserve(ql_store *store, int64_t n, ql_error *err) {
     ql_status status = grow_table(store, n, err);
     if (status) return status;
+    if (n > store->n && store->n > 0) store->most_spare = n - store->n;
     while (store->n < n) {
         ql_slab *slab = slab_of(store);
         if (!slab)

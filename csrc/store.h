@@ -15,8 +15,10 @@ typedef struct ql_store {
     ql_slab **slabs; /* [n]; NULL where dropped */
     int64_t n, capacity;
     size_t slab_bytes;
-    ql_slab *spare; /* dropped ones, for the next that are needed: a window's pages go round */
-    int64_t n_spare;
+    /* Dropped ones, and those exchanged for their copies, for the next that are needed: a window's
+     * pages go round. At most as many as the store has last grown by. */
+    ql_slab *spare;
+    int64_t n_spare, most_spare;
     int64_t n_mapped; /* of the n: those in files */
 } ql_store;
 

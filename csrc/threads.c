@@ -17,6 +17,10 @@
  * were not answered yet, so a region never waits for a thread that the operating system has not
  * woken. All orders are sequentially consistent: "state, then asleep" on one side and "asleep, then
  * state" on the other cannot both miss each other. */
+/* Of a worker: tasks take up to 150 KB (queries that meet keys), more than some systems give (musl:
+ * 128 KB), and less than an application may have asked for everywhere. */
+enum { STACK_BYTES = 1 << 20 };
+
 enum { IDLE, CALLED, RUNNING };
 
 typedef struct worker {
@@ -152,6 +156,7 @@ static int start(int n_workers) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* a thread starts with its creator's mask */
     int error = 0;
     while (pool.n_workers < n_workers) {

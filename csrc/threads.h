@@ -1,8 +1,7 @@
 /* threads.h - the process's one pool of threads. A region is n_items pieces of work, fixed by the
  * caller and independent of the number of threads (so results are too); threads take the next item
- * until none is left. One region runs at a time: callers from several threads take turns, so that
- * all models together never have more than QL_MAX_THREADS threads inside OpenBLAS, which has that
- * many buffers. */
+ * until none is left. One region runs at a time, since the pool holds the state of one: callers
+ * from several threads take turns. */
 #ifndef QL_THREADS_H
 #define QL_THREADS_H
 
@@ -15,7 +14,8 @@ typedef void (*ql_task)(void *context, int item,
 ql_status ql_threads_reserve(int n_threads, ql_error *err);
 
 /* Runs task(context, 0 ... n_items-1, thread) on the caller and n_threads-1 workers; returns when
- * all are done. */
+ * all are done. Within a task it runs all of them there, as thread 0 whatever the thread is: not
+ * for tasks with scratch memory. */
 void ql_parallel(int n_threads, int n_items, ql_task task, void *context);
 
 #endif

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "sizes.h"
 #include "threads.h"
 
 /* An item of work is a tile: a kv head by some tokens. It is computed in strips of about so many
@@ -13,12 +14,9 @@ enum { TILE_TOKENS = 64, STRIP_ROWS = 48 };
 enum { WHOLE = QL_PANEL_DEPTH };
 static const size_t STRIP_BYTES = (size_t)32 << 20, PACKED_BYTES = (size_t)256 << 20;
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t whole(int64_t n) { return (n + WHOLE - 1) / WHOLE * WHOLE; }
 /* Scores of a row: an odd number of cache lines, or rows would share a few of the caches' sets. */
 static int64_t odd_lines(int64_t whole) { return whole + 64 / (int64_t)sizeof(float); }
-static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /* ---- sizes and places ---- */
 
@@ -64,23 +62,24 @@ static plan make_plan(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype,
                       int64_t n_global, int64_t n_local, int64_t reach) {
     plan p = {.group = heads.n_heads / heads.n_kv_heads, .D = heads.head_dim};
     p.panels = dtype != QL_F32 && kernels->panels ? kernels->panels : kernels->panels_f32;
-    p.tile_tokens = (int)min64(TILE_TOKENS, n_tokens);
+    p.tile_tokens = (int)ql_min(TILE_TOKENS, n_tokens);
     p.n_tiles = (n_tokens + p.tile_tokens - 1) / p.tile_tokens;
-    int strip = (int)max64(1, STRIP_ROWS / p.group);
+    int strip = (int)ql_max(1, STRIP_ROWS / p.group);
     size_t columns = (size_t)odd_lines(whole(n_global) + whole(n_local));
     while (strip > 1 && sizeof(float) * p.group * strip * columns > STRIP_BYTES) strip /= 2;
-    p.strip_tokens = (int)min64(strip, p.tile_tokens);
-    p.band = reach > n_local ? n_local : min64(n_local, p.tile_tokens + reach - 1 + QL_PANEL);
+    p.strip_tokens = (int)ql_min(strip, p.tile_tokens);
+    p.band = reach > n_local ? n_local : ql_min(n_local, p.tile_tokens + reach - 1 + QL_PANEL);
     p.packed = plan_keys(&p.local, &p, n_local, plan_keys(&p.global, &p, n_global, 0));
     p.heads_at_once =
-        (int)max64(1, min64(heads.n_kv_heads, (int64_t)(PACKED_BYTES / (p.packed + 1))));
+        (int)ql_max(1, ql_min(heads.n_kv_heads, (int64_t)(PACKED_BYTES / (p.packed + 1))));
     p.mass = (size_t)p.n_tiles * p.band;
     size_t rows = (size_t)p.group * p.strip_tokens;
-    p.queries = aligned(rows * p.D * sizeof(float));
-    p.scores = aligned(rows * (size_t)odd_lines(whole(n_global) + whole(p.band)) * sizeof(float));
+    p.queries = ql_aligned(rows * p.D * sizeof(float));
+    p.scores =
+        ql_aligned(rows * (size_t)odd_lines(whole(n_global) + whole(p.band)) * sizeof(float));
     p.per_thread =
-        (size_t)max64((int64_t)(3 * p.queries + p.scores + aligned(rows * sizeof(float))),
-                      (int64_t)aligned((size_t)QL_PANEL * (size_t)p.D * p.panels->item));
+        (size_t)ql_max((int64_t)(3 * p.queries + p.scores + ql_aligned(rows * sizeof(float))),
+                       (int64_t)ql_aligned((size_t)QL_PANEL * (size_t)p.D * p.panels->item));
     return p;
 }
 
@@ -127,7 +126,7 @@ static const char *rows_of(const tiles *x, const ql_span *spans, bool values, in
     size_t D = (size_t)x->plan.D, row = ql_row_bytes(format_of(x), D);
     for (; from >= spans->n; spans++) from -= spans->n;
     for (int done = 0, some; done < n; done += some, from = 0, spans++) {
-        some = (int)min64(n - done, spans->n - from);
+        some = (int)ql_min(n - done, spans->n - from);
         const char *rows = values ? (const char *)spans->v + g * spans->v_stride
                                   : (const char *)spans->k + g * spans->k_stride;
         ql_dtype dtype = values ? spans->v_dtype : spans->k_dtype;
@@ -151,20 +150,20 @@ static void pack_task(void *context, int item, int thread) {
     const keys_plan *keys = global ? &p->global : &p->local;
     const ql_span *spans = global ? x->a->global : x->a->local;
     int64_t from = (global ? part : part - n_global) * QL_PANEL;
-    int n = (int)min64(QL_PANEL, keys->n - from), columns = p->panels->columns;
+    int n = (int)ql_min(QL_PANEL, keys->n - from), columns = p->panels->columns;
     size_t D = (size_t)p->D;
     char *head = head_at(x, g), *room = scratch_of(x, thread);
     const char *rows = rows_of(x, spans, false, g, from, n, room);
     for (int at = 0; at < n; at += columns)
         p->panels->pack_rows(head + keys->key_panels + (from + at) / columns * panel_bytes(p, p->D),
                              rows + (size_t)at * D * p->panels->item, D,
-                             (int)min64(n - at, columns), D);
+                             (int)ql_min(n - at, columns), D);
     rows = rows_of(x, spans, true, g, from, n, room);
     for (int at = 0; at < p->D; at += columns)
         p->panels->pack_columns(head + keys->value_panels + at / columns * panel_bytes(p, keys->n) +
                                     panel_bytes(p, from),
                                 rows + (size_t)at * p->panels->item, D,
-                                (int)min64(p->D - at, columns), (size_t)n);
+                                (int)ql_min(p->D - at, columns), (size_t)n);
 }
 
 /* ---- the two products of a strip ---- */
@@ -209,7 +208,7 @@ static strip cut_strip(const tiles *x, int g, int t0, int n) {
     strip t = {.g = g, .t0 = t0, .n = n, .rows = x->plan.group * n};
     int64_t begin = a->first + t0, last = begin + n - 1, local_first = a->local[0].first;
     t.n_global = ql_visible_global(a, last);
-    if (a->reach <= begin) t.skip = max64(0, begin - a->reach + 1 - local_first);
+    if (a->reach <= begin) t.skip = ql_max(0, begin - a->reach + 1 - local_first);
     t.skip -= t.skip % QL_PANEL;
     t.n_band = last + 1 - local_first - t.skip;
     t.local_at = whole(t.n_global);
@@ -221,7 +220,7 @@ static strip cut_strip(const tiles *x, int g, int t0, int n) {
  * sees. */
 static int64_t first_seen(const tiles *x, const strip *t, int64_t p) {
     const ql_attention *a = x->a;
-    return a->reach > p ? 0 : max64(0, p - a->reach + 1 - a->local[0].first - t->skip);
+    return a->reach > p ? 0 : ql_max(0, p - a->reach + 1 - a->local[0].first - t->skip);
 }
 
 /* Queries of a strip at their own positions (near) and at the far distance: [rows, D]. */
@@ -247,7 +246,7 @@ static void rotate_queries(const tiles *x, const strip *t, char *near, char *far
 static float softmax_row(const tiles *x, const strip *t, float *scores, float *mass, int64_t p) {
     const ql_attention *a = x->a;
     const ql_panels *panels = x->plan.panels;
-    int64_t seen = min64(t->n_global, ql_visible_global(a, p)), from = first_seen(x, t, p),
+    int64_t seen = ql_min(t->n_global, ql_visible_global(a, p)), from = first_seen(x, t, p),
             to = p + 1 - a->local[0].first - t->skip, n = to - from;
     float *local = scores + t->local_at;
     float far = a->kernels->max(scores, (size_t)seen),
@@ -301,7 +300,7 @@ static void attend_strip(const tiles *x, const strip *t, float *mass, char *scra
 /* Tile i as one strip: the band of local keys that its mass is about. */
 static strip tile_at(const tiles *x, int g, int i) {
     int t0 = i * x->plan.tile_tokens;
-    return cut_strip(x, g, t0, (int)min64(x->plan.tile_tokens, x->a->n_tokens - t0));
+    return cut_strip(x, g, t0, (int)ql_min(x->plan.tile_tokens, x->a->n_tokens - t0));
 }
 
 static void tile_task(void *context, int item, int thread) {
@@ -314,7 +313,7 @@ static void tile_task(void *context, int item, int thread) {
     for (int h = 0; mass && h < p->group; h++)
         memset(mass + h * p->mass, 0, (size_t)tile.n_band * sizeof *mass);
     for (int at = 0; at < tile.n; at += p->strip_tokens) {
-        strip t = cut_strip(x, g, tile.t0 + at, (int)min64(p->strip_tokens, tile.n - at));
+        strip t = cut_strip(x, g, tile.t0 + at, (int)ql_min(p->strip_tokens, tile.n - at));
         attend_strip(x, &t, mass ? mass + (t.skip - tile.skip) : NULL, scratch_of(x, thread));
     }
 }
@@ -345,7 +344,7 @@ static plan plan_of(const ql_attention *a) {
 size_t ql_tiles_scratch(const ql_kernels *kernels, ql_heads heads, ql_dtype dtype, int n_threads,
                         int n_tokens, int64_t n_global, int64_t n_local, int64_t reach) {
     plan p = make_plan(kernels, heads, dtype, n_tokens, n_global, n_local, reach);
-    return p.heads_at_once * p.packed + aligned(heads.n_heads * p.mass * sizeof(float)) +
+    return p.heads_at_once * p.packed + ql_aligned(heads.n_heads * p.mass * sizeof(float)) +
            n_threads * p.per_thread;
 }
 
@@ -353,10 +352,10 @@ void ql_attend_tiles(const ql_attention *a, void *scratch) {
     tiles x = {.a = a, .plan = plan_of(a), .packed = scratch};
     const plan *p = &x.plan;
     x.mass = (float *)(x.packed + p->heads_at_once * p->packed);
-    x.threads = (char *)x.mass + aligned(a->heads.n_heads * p->mass * sizeof(float));
+    x.threads = (char *)x.mass + ql_aligned(a->heads.n_heads * p->mass * sizeof(float));
     int parts = (int)(parts_of(&p->global) + parts_of(&p->local));
     for (x.g0 = 0; x.g0 < a->heads.n_kv_heads; x.g0 += p->heads_at_once) {
-        int n = (int)min64(p->heads_at_once, a->heads.n_kv_heads - x.g0);
+        int n = (int)ql_min(p->heads_at_once, a->heads.n_kv_heads - x.g0);
         ql_parallel(a->n_threads, n * parts, pack_task, &x);
         ql_parallel(a->n_threads, n * p->n_tiles, tile_task, &x);
     }

@@ -16,6 +16,7 @@ ql_status ql_enter(ql_session *s, ql_error *err) {
         return ql_fail(err, QL_BUSY,
                        "this session is in use by another thread: give each thread a session of "
                        "its own (fork)");
+    if (s->memory.volume) ql_volume_guard();
     ql_status status = check_volume(s, err);
     if (status) ql_leave(s);
     return status;
@@ -52,8 +53,7 @@ ql_status ql_check_head(const ql_model *model, ql_head head, ql_error *err) {
 }
 
 ql_status ql_check_blocks(const ql_session *s, ql_error *err) {
-    ql_mode mode = s->memory.config.mode;
-    if (mode == QL_INFLLM || mode == QL_QLLM) return QL_OK;
+    if (ql_memory_has_blocks(&s->memory)) return QL_OK;
     return ql_fail(err, QL_INVALID_VALUE,
                    "retrieval needs a memory of mode infllm or qllm, which keeps every token");
 }

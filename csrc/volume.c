@@ -80,7 +80,8 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
     if (info->si_code <= 0) raise(number); /* sent by somebody, so it does not happen again */
 }
 
-/* Anew with every volume: somebody may have set another handler meanwhile. */
+/* Anew with every call that reads volumes: somebody may have set another handler meanwhile, as ours
+ * does when it hands a fault on. */
 static bool install_handler(void) {
     page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
     struct sigaction now,
@@ -90,6 +91,12 @@ static bool install_handler(void) {
     earlier = now;
     atomic_store(&handed_back, false);
     return sigaction(SIGBUS, &ours, NULL) == 0;
+}
+
+void ql_volume_guard(void) {
+    pthread_mutex_lock(&lock);
+    install_handler();
+    pthread_mutex_unlock(&lock);
 }
 
 /* ---- a volume ---- */

@@ -21,6 +21,10 @@ struct ql_extent {
     ql_extent *before, *after; /* in that ring */
 };
 
+/* To be called before a session reads volumes: whoever has set another handler for SIGBUS since
+ * then gets what is not ours, but ours comes first. */
+void ql_volume_guard(void);
+
 /* NULL when the file ends before offset + bytes, or there is no memory. offset: a multiple of
  * QL_VOLUME_PAGE. */
 ql_extent *ql_extent_new(ql_volume *volume, int64_t offset, size_t bytes, ql_error *err);

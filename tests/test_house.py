@@ -20,6 +20,7 @@ MOST_COLUMNS = 100
 
 # Bottom first. A file includes its own header and headers of lower layers, nothing beside it.
 LAYERS = (
+    ("sizes",),
     ("ql",),
     ("error",),
     ("volume",),

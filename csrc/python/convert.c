@@ -20,9 +20,6 @@ static PyObject *exception_of(const module_state *state, ql_status status) {
 }
 
 void *qlpy_raise(module_state *state, ql_status status, const ql_error *err) {
-    if (status == QL_CANCELLED && PyErr_Occurred()) {
-        return NULL;
-    }
     /* "replace": the core may have cut a name in the middle of a character */
     PyObject *text = PyUnicode_DecodeUTF8(err->text, (Py_ssize_t)strlen(err->text), "replace");
     if (text) {

@@ -109,8 +109,6 @@ weights *qlpy_model_weights(module_state *state, PyObject *model) {
 
 /* ---- building ---- */
 
-enum { WORTH_A_SWITCH = 1 << 16 }; /* bytes from which on copying goes without the GIL */
-
 static bool set_tensor(module_state *state, weights *owned, PyObject *item) {
     tensor given;
     if (!qlpy_tensor(state, item, &given)) {
@@ -118,13 +116,10 @@ static bool set_tensor(module_state *state, weights *owned, PyObject *item) {
     }
     ql_error err = {0};
     bool borrowed = false;
-    PyThreadState *thread = given.n_bytes >= WORTH_A_SWITCH ? PyEval_SaveThread() : NULL;
-    ql_status status = ql_model_set(owned->model, given.name, given.data, given.dtype, given.shape,
-                                    given.rank, true, &borrowed, &err);
-    if (thread) {
-        PyEval_RestoreThread(thread);
-    }
-    bool ok = status == QL_OK || qlpy_raise(state, status, &err);
+    ql_status status;
+    Py_BEGIN_ALLOW_THREADS status = ql_model_set(owned->model, given.name, given.data, given.dtype,
+                                                 given.shape, given.rank, true, &borrowed, &err);
+    Py_END_ALLOW_THREADS bool ok = status == QL_OK || qlpy_raise(state, status, &err);
     if (ok && borrowed) {
         ok = PyList_Append(owned->arrays, (PyObject *)given.array) == 0;
     }

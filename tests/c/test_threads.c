@@ -1,5 +1,6 @@
 /* The pool of threads: every item once, on a valid thread, with its results visible; many regions,
  * several callers at once, more threads than cores, and a process that forks. */
+#define _GNU_SOURCE /* pthread_setattr_default_np */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -148,6 +149,36 @@ static int run_child(void) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+static void deep(void *context, int item, int thread) {
+    (void)item;
+    (void)thread;
+    volatile char room[300 << 10];
+    nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);        /* workers come */
+    for (size_t i = sizeof room; i > 0; i -= 512) room[i - 1] = 1; /* as a stack grows */
+    atomic_fetch_add((atomic_int *)context, room[511]);
+}
+
+/* Workers have room for what tasks take, however little the system gives. */
+static void room_on_the_stack(void) {
+#ifdef __GLIBC__
+    if (UNDER_TSAN) return;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        pthread_attr_t small;
+        pthread_attr_init(&small);
+        pthread_attr_setstacksize(&small, 256 << 10);
+        if (pthread_setattr_default_np(&small) || ql_threads_reserve(3, NULL)) _exit(2);
+        atomic_int n = 0;
+        for (int i = 0; i < 50; i++) ql_parallel(3, 30, deep, &n);
+        _exit(atomic_load(&n) == 1500 ? 0 : 1);
+    }
+    int status = -1;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+#endif
+}
+
 static atomic_bool stop;
 
 static void *busy_caller(void *argument) {
@@ -191,6 +222,7 @@ static void signals_stay_outside(void) { /* a signal to the process never interr
 }
 
 int main(void) {
+    RUN(room_on_the_stack); /* first: stacks of threads that were are used again */
     RUN(each_item_once);
     RUN(several_callers);
     RUN(after_sleep);

@@ -78,6 +78,26 @@ static void slabs_are_exchanged_for_their_copies(void) {
     ql_store_clear(&fork);
 }
 
+static void spares_are_few(void) { /* as many as the store grows by */
+    ql_error err = {0};
+    FILE *file = slab_file(SLABS);
+    ql_volume *volume = ql_volume_open(fileno(file), BUDGET, &err);
+    ql_store store = {.slab_bytes = BYTES};
+    CHECK_EQUAL(ql_store_reserve(&store, 8, &err), QL_OK);
+    CHECK_EQUAL(ql_store_map(&store, 0, volume, 0, &err), QL_OK);
+    CHECK_EQUAL(store.n_spare, 0); /* it may never grow again */
+    CHECK_EQUAL(ql_store_reserve(&store, 10, &err), QL_OK);
+    for (int i = 1; i < 8; i++)
+        CHECK_EQUAL(ql_store_map(&store, i, volume, (int64_t)i * BYTES, &err), QL_OK);
+    CHECK_EQUAL(store.n_spare, 2);
+    size_t before = ql_store_bytes(&store);
+    CHECK_EQUAL(ql_store_reserve(&store, 12, &err), QL_OK);
+    CHECK_EQUAL(store.n_spare, 0);
+    CHECK_EQUAL(ql_store_bytes(&store), before);
+    ql_store_clear(&store);
+    ql_volume_free(volume);
+}
+
 static void the_budget_holds(void) {
     ql_error err = {0};
     FILE *file = slab_file(SLABS);
@@ -253,6 +273,18 @@ static int other_faults(void) {
         ql_volume_open(fileno(file), SIZE_MAX, &err); /* ours stands in front again */
     if (!sigsetjmp(back, 1)) raise(SIGBUS);
     if (caught != 2) return 3;
+    FILE *other =
+        slab_file(1); /* a volume that is in use meanwhile is protected again, once it is */
+    ql_store store = {.slab_bytes = BYTES};
+    ql_volume *used = ql_volume_open(fileno(other), SIZE_MAX, &err);
+    if (ql_store_map(&store, 0, used, 0, &err)) return 5;
+    if (!sigsetjmp(back, 1)) raise(SIGBUS);
+    if (caught != 3 || ftruncate(fileno(other), 0)) return 6;
+    ql_volume_guard();
+    if (sigsetjmp(back, 1)) return 7;
+    if (!slab_is(&store, 0, 0) || !ql_volume_damaged(used) || caught != 3) return 8;
+    ql_store_clear(&store);
+    ql_volume_free(used);
     signal(SIGBUS, SIG_DFL);
     ql_volume *last = ql_volume_open(fileno(file), SIZE_MAX, &err);
     fflush(stdout);
@@ -290,6 +322,7 @@ static void what_cannot_be_opened(void) {
 
 int main(void) {
     RUN(slabs_are_exchanged_for_their_copies);
+    RUN(spares_are_few);
     RUN(the_budget_holds);
     RUN(a_file_may_grow);
     RUN(threads_share_a_volume);
