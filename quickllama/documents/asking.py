@@ -15,6 +15,7 @@ from quickllama import checks
 from quickllama.config import GenerationConfig, MemoryConfig
 from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge, sentences, widen
 from quickllama.documents.judgement import FEWEST_PIECES, Asked, Opening, judge
+from quickllama.documents.names import named
 from quickllama.documents.passages import retrieved_passages
 from quickllama.documents.retrieval import (
     Grid,
@@ -194,6 +195,11 @@ class Snapshot:
         end = self.text_start + len(self.offsets)
         return Grid(self.text_start, end, self.memory.n_init, self.memory.block_size)
 
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """The first character of each piece: int64 [n]."""
+        return np.asarray(self.offsets[self.grid.bounds[:, 0] - self.text_start, 0])
+
     def characters(self, begin: int, end: int) -> Span:
         """The characters of the text's tokens at [begin, end) of the timeline."""
         inside = self.offsets[begin - self.text_start : end - self.text_start]
@@ -268,7 +274,11 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
         check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
     queries = hear_question(session, suffix, span, heads)
-    heard = _Heard(snapshot, session, queries, rank_pieces(session, heads, queries, snapshot.grid))
+    ranking = rank_pieces(session, heads, queries, snapshot.grid)
+    ranking = dataclasses.replace(
+        ranking, named=named(asking.question, snapshot.text, snapshot.starts)
+    )
+    heard = _Heard(snapshot, session, queries, ranking)
     asked = Asked(snapshot.opening(model), asking.question)
     judgement = judge(heard.ranking, lambda piece: asked.bond(heard.words(piece)))
     ranking = judgement.ranking

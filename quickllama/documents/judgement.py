@@ -98,10 +98,10 @@ def judge(ranking: Ranking, bond_with: Callable[[int], Bond]) -> Judgement:
     gain = np.array([bond.gain for bond in bonds])
     added = np.full(len(ranking.scores), gain.min() - gain.max())
     added[judged] = gain - gain.max()
-    by_heads, ranking = ranking.scores, dataclasses.replace(ranking, added=added)
+    before, ranking = ranking.scores, dataclasses.replace(ranking, added=added)
     best = ranking.best(1)[0]
     bond = bonds[judged.index(best)]
-    found = standing(by_heads, best), bond.question_share, bond.sentence_share
+    found = standing(before, best), bond.question_share, bond.sentence_share
     one, two, three = (float(np.clip(f, *limits)) for f, limits in zip(found, _LIMITS, strict=True))
     return Judgement(ranking, (one, two, three))
 

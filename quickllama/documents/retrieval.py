@@ -80,14 +80,17 @@ class Grid:
 class Ranking:
     """Pieces of a document, scored for one question.
 
-    ``raw`` float32 [heads, n]: s_h; ``heads``: (layer, head) of each row. ``added`` float64 [n]:
-    what else a piece's score consists of (:mod:`quickllama.documents.judgement`).
+    ``raw`` float32 [heads, n]: s_h; ``heads``: (layer, head) of each row. What else a piece's score
+    consists of, float64 [n] each: ``named``, by the question's names
+    (:mod:`quickllama.documents.names`); ``added``, by the model's judgement
+    (:mod:`quickllama.documents.judgement`).
     """
 
     grid: Grid
     raw: Floats
     heads: tuple[Head, ...]
     added: NDArray[np.float64] | None = None
+    named: NDArray[np.float64] | None = None
 
     @cached_property
     def by_head(self) -> NDArray[np.float64]:
@@ -97,8 +100,10 @@ class Ranking:
     @cached_property
     def scores(self) -> NDArray[np.float64]:
         """The score of each piece: float64 [n]."""
-        by_heads = self.by_head.mean(axis=0)
-        return np.asarray(by_heads if self.added is None else by_heads + self.added)
+        scores = self.by_head.mean(axis=0)
+        for more in (self.named, self.added):
+            scores = scores if more is None else scores + more
+        return np.asarray(scores)
 
     def by(self, heads: Sequence[Head]) -> Ranking:
         """The ranking by some of the heads alone."""

@@ -26,6 +26,7 @@ import numpy as np
 from quickllama import checks
 from quickllama.config import MemoryConfig
 from quickllama.documents.answer import Answer, Span, widen
+from quickllama.documents.names import MENTIONED, USED
 from quickllama.errors import InvalidValue, MissingPackage
 from quickllama.eval.case import Question
 from quickllama.eval.settings import Settings
@@ -194,6 +195,7 @@ def _heads_identity(
             "prompt": _prompt(settings, DOCUMENT_PROMPT),
             "memory": _settings_of(memory, model),
             **({"passages": [PASSAGES_PROMPT, POINTED_OUT]} if rereads_with_ours else {}),
+            "names": [MENTIONED, USED],
             "heads": {**known.to_dict(), "source": None, "skim": None}
             if not skim or known.skim is None
             else dataclasses.asdict(known.skim),

@@ -16,7 +16,15 @@ __all__ = ["MADE", "READ", "Task", "find_task"]
 
 MADE = (
     *("passkey", "number_string", "key_value", "needle", "multi_key", "multi_value", "multi_query"),
-    *("variable_tracking", "common_words", "frequent_words", "fact_qa", "babi", "verses"),
+    *(
+        "variable_tracking",
+        "common_words",
+        "frequent_words",
+        "fact_qa",
+        "babi",
+        "verses",
+        "functions",
+    ),
 )
 """Tasks whose data are made."""
 READ = ("longbench", "infinitebench", "babilong", "ruler")

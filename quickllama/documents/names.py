@@ -1,0 +1,89 @@
+"""Names in a question, such as functions, options and keys: where the text has them, to the letter.
+
+Retrieval heads tell what a passage is about. Of a name that the model has never met they see a few
+meaningless tokens, and those of ``testzip`` are in many places. So a piece that holds a name of the
+question counts for more, the rarer the name is:
+
+    named(b) = 2 max over names w in b of r(w)^2 + max over names w used in b of u(w)^2
+    r(w) = log(n / pieces that hold w) / log n, u(w) the same of pieces that use w
+
+A word is a name if it looks like one (``make_archive``, ``ZipFile``, ``--dtype``), or if a third of
+its places in the text use it as one: ``testzip(``, ``class Session``, quoted. Of an ordinary word
+that the question uses so (``shutil.which``, ``which()``), only uses count. All other words are left
+to the heads: pieces that share them with a question in other words mislead more than they help
+(docs/retrieval.md has the numbers).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MENTIONED", "USED", "named"]
+
+MENTIONED, USED = 2.0, 1.0
+"""What a piece is worth that holds a name which no other one holds, and that alone uses it, in
+standard deviations of a head's scores."""
+
+_USES = 3  # of this many places of an ordinary-looking word at least one uses it
+_SHORTEST = 3  # letters
+_JOINT = r"\.|::|->"
+_NAME = re.compile(rf"(?:--)?[^\W\d][\w-]*(?:(?:{_JOINT})[^\W\d]\w*)*")
+_LOOKS_LIKE_ONE = re.compile(rf"_|\d|[a-z][A-Z]|^--|{_JOINT}")
+_BEFORE = re.compile(
+    r"(?:\b(?:class|def|enum|fn|func|function|interface|namespace|struct|trait)\s+|#define\s+)$"
+)
+_LONGEST_BEFORE = 12  # characters of that
+_QUOTES = "`'\""
+
+
+def named(question: str, text: str, starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What the names of ``question`` add to the score of each piece of ``text``: float64 [n].
+
+    ``starts`` int64 [n]: the first character of each piece, ascending.
+    """
+    mentioned, used = np.zeros(len(starts)), np.zeros(len(starts))
+    for name, used_there in _names(question):
+        places, uses = _places(name, text)
+        if not _LOOKS_LIKE_ONE.search(name) and len(uses) * _USES < len(places):
+            if not used_there:
+                continue
+            places = uses
+        for found, rarest in ((places, mentioned), (uses, used)):
+            pieces = np.unique(np.searchsorted(starts, found, side="right") - 1)
+            if len(pieces):
+                rarest[pieces] = np.maximum(rarest[pieces], _rarity(len(pieces), len(starts)))
+    return MENTIONED * mentioned + USED * used
+
+
+def _rarity(pieces: int, of: int) -> float:
+    return float(np.log(of / pieces) / np.log(of)) ** 2 if of > 1 else 0.0
+
+
+def _names(question: str) -> Iterator[tuple[str, bool]]:
+    """The words of a question that may be names, of joined ones also the parts, and whether the
+    question uses them as names."""
+    for match in _NAME.finditer(question):
+        name = match[0].rstrip("-")
+        parts = re.split(_JOINT, name)
+        for part in dict.fromkeys((name, *parts)):
+            if len(part) >= _SHORTEST:
+                yield part, len(parts) > 1 or _is_use(match, question)
+
+
+def _places(name: str, text: str) -> tuple[list[int], list[int]]:
+    """Where the text holds a name, and where it uses it; other capitals count where these are
+    nowhere."""
+    pattern = rf"(?<![\w-]){re.escape(name)}(?!\w)"
+    found = list(re.finditer(pattern, text)) or list(re.finditer(pattern, text, re.IGNORECASE))
+    return [m.start() for m in found], [m.start() for m in found if _is_use(m, text)]
+
+
+def _is_use(found: re.Match[str], text: str) -> bool:
+    behind = text[found.end() : found.end() + 1]
+    before = text[max(found.start() - _LONGEST_BEFORE, 0) : found.start()]
+    quoted = behind in _QUOTES and before.endswith(behind) if behind else False
+    return behind == "(" or quoted or _BEFORE.search(before) is not None

@@ -1,0 +1,1 @@
+"""Functions of Python's library, asked for by name."""
