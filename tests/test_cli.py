@@ -20,7 +20,7 @@ from tiny_folder import write_folder
 import quickllama as ql
 from quickllama.cli import ask as command
 from quickllama.cli import main
-from quickllama.documents import asking
+from quickllama.documents import reply
 from quickllama.documents.passages import MOST_PASSAGES
 from quickllama.prompt import (
     PASSAGES_PROMPT,
@@ -151,7 +151,7 @@ def test_a_character_is_written_whole(
 ) -> None:
     model = ql.Model.from_pretrained(folder)
     tokens = [*model.tokenizer.encode("a😀é\x1b[2J"), 258]
-    monkeypatch.setattr(asking, "iter_tokens", lambda *_, **__: iter(tokens))
+    monkeypatch.setattr(reply, "iter_tokens", lambda *_, **__: iter(tokens))
     written: list[str] = []
     write = command.write_safely
     monkeypatch.setattr(command, "write_safely", lambda part: (written.append(part), write(part)))

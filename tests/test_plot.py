@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import quickllama as ql
-from quickllama.documents.asking import rank_for
+from quickllama.documents.asking import hear_question
 from quickllama.documents.head_store import FoundRule, RetrievalHeads, SkimHeads
 from quickllama.documents.relevance import Relevance
+from quickllama.documents.retrieval import Ranking, rank_pieces
 
 BLOCKS = ql.MemoryConfig(
     mode="infllm", n_init=8, n_local=48, block_size=16, topk=0, exc_block_size=32
@@ -67,6 +68,12 @@ def tokens_of(document: ql.Document, passage: ql.Passage) -> list[int]:
     return [int(found[0]), int(found[-1]) + 1]
 
 
+def ranked(snapshot: Any, suffix: Any, span: tuple[int, int], heads: Any) -> Ranking:
+    session = snapshot.fork_whole()
+    queries = hear_question(session, suffix, span, heads)
+    return rank_pieces(session, heads, queries, snapshot.grid)
+
+
 def test_heat_maps_hold_the_ranking(model: ql.Model) -> None:
     pytest.importorskip("matplotlib")
     document = model.read(TEXT, memory=BLOCKS)
@@ -76,7 +83,7 @@ def test_heat_maps_hold_the_ranking(model: ql.Model) -> None:
     snapshot = document._snapshot()
     for (heat, strip), answer in zip(drawn(figure), answers, strict=True):
         suffix, span = snapshot.form.suffix(model.tokenizer, answer.question)
-        ranking = rank_for(snapshot.fork_whole(), snapshot, suffix, span, sorted(HEADS))
+        ranking = ranked(snapshot, suffix, span, sorted(HEADS))
         np.testing.assert_allclose(cells(heat), ranking.by_head)
         assert [label.get_text() for label in heat.get_yticklabels()] == ["0.2", "1.3"]
         (stairs,) = strip.patches[:1]
@@ -98,7 +105,7 @@ def test_all_layers_are_means_over_their_heads(model: ql.Model) -> None:
     snapshot = document._snapshot()
     suffix, span = snapshot.form.suffix(model.tokenizer, answer.question)
     heads = [(layer, head) for layer in range(2) for head in range(4)]
-    by_head = rank_for(snapshot.fork_whole(), snapshot, suffix, span, heads).by_head
+    by_head = ranked(snapshot, suffix, span, heads).by_head
     np.testing.assert_allclose(cells(heat)[1], by_head[4:].mean(axis=0))
     chosen = by_head[[heads.index(head) for head in HEADS]].mean(axis=0)
     np.testing.assert_allclose(strip.patches[0].get_data().values, chosen)

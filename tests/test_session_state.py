@@ -105,9 +105,8 @@ def test_full_slabs_move_to_a_file_while_it_reads(model: _core.Model, tmp_path: 
             session.read(text[start : start + step])
             if start == 0:  # what could not be mapped leaves the session free to map another file
                 (tmp_path / "short").write_bytes(b"x")
-                with (tmp_path / "short").open("rb") as short:
-                    with pytest.raises(ql.FileProblem):
-                        session.map_slab("first", 0, _core.Volume(short.fileno(), 0), 0)
+                with (tmp_path / "short").open("rb") as short, pytest.raises(ql.FileProblem):
+                    session.map_slab("first", 0, _core.Volume(short.fileno(), 0), 0)
             whole.read(text[start : start + step])
             for part in PARTS:
                 full = session.slabs(part)[4]

@@ -51,7 +51,9 @@ class Passage:
 class Answer:
     """An answer to one question.
 
-    * ``text``; ``tokens``: its token ids without the one that ended it.
+    * ``text``; ``tokens``: the ids of all that the model wrote, without the one that ended it.
+    * ``finish_reason``: ``"stop"``, ``"length"`` (``max_new_tokens`` were not enough) or
+      ``"repetition"`` (the model went round in a circle).
     * ``seconds`` from the question to the last token, ``first_token_seconds`` to the first one.
     * ``evidence``: passages, best first. ``confidence``: how likely it is that the document holds
       the answer, 0 to 1, from how far the best passage stands out; None if nothing was calibrated
@@ -74,6 +76,7 @@ class Answer:
     confidence: float | None
     evidence: list[Passage]
     retrieval: str = "heads"
+    finish_reason: str = "stop"
     ranking: Ranking | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge,
 from quickllama.documents.judgement import FEWEST_PIECES, Asked, Opening, judge
 from quickllama.documents.names import named
 from quickllama.documents.passages import retrieved_passages
+from quickllama.documents.reply import Reply, write_reply
 from quickllama.documents.retrieval import (
     Grid,
     Ranking,
@@ -31,12 +32,10 @@ from quickllama.generation import (
     Piece,
     ReadingPlan,
     check_question_length,
-    iter_tokens,
     options_from,
     read,
 )
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, POINTED_OUT, PromptForm, text_tokens
-from quickllama.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
     from quickllama._core import Session
@@ -50,7 +49,6 @@ __all__ = [
     "answer_question",
     "heads_of",
     "hear_question",
-    "rank_for",
     "read_by_memory",
 ]
 
@@ -222,13 +220,6 @@ class Snapshot:
         return self.text[start:end]
 
 
-def rank_for(
-    session: Session, snapshot: Snapshot, asked: NDArray[np.int64], span: Span, heads: Any
-) -> Ranking:
-    """Feed the tokens ``asked`` up to the end of the question at ``span``, and rank the text."""
-    return rank_pieces(session, heads, hear_question(session, asked, span, heads), snapshot.grid)
-
-
 def hear_question(
     session: Session, asked: NDArray[np.int64], span: Span, heads: Any
 ) -> NDArray[np.float32]:
@@ -296,19 +287,40 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
         if not asking.always_answer:
             if asking.write is not None:
                 asking.write(NOT_FOUND)
-            seconds = time.perf_counter() - started
-            refused: tuple[str, list[int], float, float] = NOT_FOUND, [], seconds, seconds
-            return Answer(
-                asking.question, *refused, tuple(notes), confidence, evidence, ranking=ranking
-            )
+            refused = Reply(NOT_FOUND, [], "stop", time.perf_counter())
+            return _answer(asking, refused, started, notes, confidence, evidence, ranking)
     if asking.use == "reread":
         session, logits, prompt = _reread(model, snapshot, asking, evidence)
     elif asking.use == "reposition":
         session, logits, prompt = _reposition(session, snapshot, ranking, asking, suffix)
     else:
         session, logits, prompt = _remember(snapshot, ranking, asking, suffix)
-    decoded = _decode(model, asking, session, logits, prompt, started)
-    return Answer(asking.question, *decoded, tuple(notes), confidence, evidence, ranking=ranking)
+    reply = write_reply(model, session, logits, prompt, asking.options, asking.write)
+    return _answer(asking, reply, started, notes, confidence, evidence, ranking)
+
+
+def _answer(
+    asking: Asking,
+    reply: Reply,
+    started: float,
+    notes: Sequence[str],
+    confidence: float | None,
+    evidence: list[Passage],
+    ranking: Ranking | None = None,
+) -> Answer:
+    return Answer(
+        asking.question,
+        reply.text,
+        reply.tokens,
+        time.perf_counter() - started,
+        reply.first_at - started,
+        (*notes, *reply.notes(asking.options)),
+        confidence,
+        evidence,
+        asking.retrieval,
+        reply.finish_reason,
+        ranking,
+    )
 
 
 def heads_of(model: Model, snapshot: Snapshot) -> tuple[Any, list[str], Any]:
@@ -422,7 +434,7 @@ def _by_memory(model: Model, snapshot: Snapshot, asking: Asking, started: float)
     memory = snapshot.memory
     session, logits, ids = read_by_memory(model, snapshot, asking.question)
     answer_at = len(session) - 1
-    decoded = _decode(model, asking, session, logits, ids, started)
+    reply = write_reply(model, session, logits, ids, asking.options, asking.write)
     answering = (record for record in session.trace if record.first_token >= answer_at)
     found = retrieved_passages(
         answering, snapshot.text, snapshot.offsets, snapshot.text_start, memory
@@ -432,7 +444,7 @@ def _by_memory(model: Model, snapshot: Snapshot, asking: Asking, started: float)
         notes.append(f"mode {memory.mode!r} looks nothing up: there is no evidence")
     elif not found:
         notes.append("nothing was looked up: the text fits into the window, or topk is 0")
-    return Answer(asking.question, *decoded, tuple(notes), None, found, retrieval="paper")
+    return _answer(asking, reply, started, notes, None, found)
 
 
 def read_by_memory(model: Model, snapshot: Snapshot, question: str) -> Ready:
@@ -453,39 +465,3 @@ def read_by_memory(model: Model, snapshot: Snapshot, question: str) -> Ready:
         last = (Piece(body, len(ids)),) if body < len(ids) else ()
         plan = ReadingPlan((Piece(0, body, later), *last), None)
     return session, read(session, ids, plan), ids
-
-
-def _decode(
-    model: Model,
-    asking: Asking,
-    session: Session,
-    logits: NDArray[np.float32],
-    prompt: NDArray[np.int64],
-    started: float,
-) -> tuple[str, list[int], float, float]:
-    """The answer's text and tokens, seconds to the last token and to the first one."""
-    options = asking.options
-    ends = options.ends(model.eos_token_ids)
-    stream = TextStream(model.tokenizer)
-    tokens: list[int] = []
-    parts: list[str] = []
-    first = 0.0
-    for token in iter_tokens(
-        session,
-        logits,
-        options,
-        prompt=prompt,
-        eos_token_ids=ends,
-        tokenizer=model.tokenizer,
-    ):
-        first = first or time.perf_counter() - started
-        if token in ends:
-            break
-        tokens.append(token)
-        parts.append(stream.push([token]))
-        if asking.write is not None and parts[-1]:
-            asking.write(parts[-1])
-    parts.append(stream.finish())
-    if asking.write is not None and parts[-1]:
-        asking.write(parts[-1])
-    return "".join(parts).strip(), tokens, time.perf_counter() - started, first
