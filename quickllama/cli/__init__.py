@@ -315,7 +315,9 @@ def _add_chat(chat: argparse.ArgumentParser) -> None:
     )
     _add_common(chat)
     chat.add_argument(
-        "--history", action="store_true", help="a question may refer to the two before it"
+        "--history",
+        action="store_true",
+        help="passages are also sought by the two questions before, so that one may say 'it'",
     )
     _add_memory(chat)
     nothing = dict.fromkeys(("memory", *_LOOKUP_OPTIONS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from quickllama.cli.terminal import print_json, take_any_bytes, tolerate_any_character, wrapped
@@ -20,7 +21,7 @@ from quickllama.prompt import checked_question
 
 __all__ = ["Request", "ask", "chat"]
 
-_TURNS = 2  # earlier questions and answers that --history puts before a question
+_TURNS = 2  # earlier questions by which --history seeks passages, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +87,15 @@ def chat(request: Request) -> int:
             return 0
         if not question.strip():
             return 0
-        asked = question
-        if request.history and turns:
-            asked = "\n".join([*turns[-_TURNS:], question])
         try:
-            answer = _answer(request, document, asked)
+            _answer(request, document, question, turns[-_TURNS:] if request.history else ())
         except Error as problem:  # the next question may be a better one
             print(f"quickllama: {problem}", file=sys.stderr)
             continue
         except KeyboardInterrupt:  # ends the answer, not the conversation
             print(file=sys.stderr)
             continue
-        turns.append(f"{question.strip()} {answer.text}")
+        turns.append(question)
 
 
 def _load(request: Request) -> tuple[str, Model]:
@@ -138,11 +136,14 @@ def _read(request: Request, model: Model, text: str, question: str | None = None
     )
 
 
-def _answer(request: Request, document: Document, question: str) -> Answer:
+def _answer(
+    request: Request, document: Document, question: str, history: Sequence[str] = ()
+) -> Answer:
     """Answer, writing as it comes unless JSON is asked for."""
     answer = document.ask(
         question,
         stream=None if request.as_json else write_safely,
+        history=history,
         use=request.use,
         passages=request.passages,
         neighbours=request.neighbours,

@@ -27,7 +27,7 @@ from quickllama.documents.retrieval import (
     strongest,
 )
 from quickllama.documents.writing import writer
-from quickllama.errors import InvalidValue
+from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import (
     Piece,
     ReadingPlan,
@@ -35,7 +35,14 @@ from quickllama.generation import (
     options_from,
     read,
 )
-from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, POINTED_OUT, PromptForm, text_tokens
+from quickllama.prompt import (
+    DOCUMENT_PROMPT,
+    PASSAGES_PROMPT,
+    POINTED_OUT,
+    PromptForm,
+    checked_question,
+    text_tokens,
+)
 
 if TYPE_CHECKING:
     from quickllama._core import Session
@@ -55,7 +62,7 @@ __all__ = [
 USES = {"reread": None, "reposition": None, "memory": 16}
 """Ways to use a ranking, and how many of the best pieces each takes; None: those that stand out."""
 
-_OPTIONS = ("stream", "retrieval", "use", "passages", "neighbours", "always_answer")
+_OPTIONS = ("stream", "history", "retrieval", "use", "passages", "neighbours", "always_answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Asking:
     """A question with everything that was decided about it."""
 
     question: str
+    history: tuple[str, ...]  # questions before it, which tell what it is about
     retrieval: str  # heads; paper: the memory's own lookups, whatever they are
     use: str
     passages: int | None  # None: those that stand out
@@ -70,6 +78,11 @@ class Asking:
     always_answer: bool
     write: Callable[[str], object] | None
     options: GenerationConfig
+
+    @property
+    def sought(self) -> str:
+        """What passages are sought by."""
+        return "\n".join([*self.history, self.question])
 
     @classmethod
     def of(
@@ -79,6 +92,7 @@ class Asking:
         memory: MemoryConfig,
         *,
         skimmed: bool,
+        history: Sequence[str],
         retrieval: str | None,
         use: str | None,
         passages: int | None,
@@ -110,9 +124,18 @@ class Asking:
                 "use, passages and neighbours belong to retrieval 'heads'; by the paper the "
                 "memory's topk says how many blocks each layer looks up"
             )
+        if retrieval == "paper" and history:
+            raise InvalidValue(
+                "history belongs to retrieval 'heads', which finds passages by it; by the paper "
+                "the question alone looks blocks up"
+            )
+        if isinstance(history, str):
+            raise InvalidType("history is a list of questions, not a string")
+        history = tuple(checked_question(earlier) for earlier in history)
         use = "reread" if use is None else checks.choice("use", use, tuple(USES))
         return cls(
             question,
+            history,
             retrieval,
             use,
             USES[use] if passages is None else checks.integer("passages", passages, 0),
@@ -260,17 +283,17 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     if asking.retrieval == "paper":
         return _by_memory(model, snapshot, asking, started)
     heads, notes, rule = heads_of(model, snapshot)
-    suffix, span = snapshot.form.suffix(model.tokenizer, asking.question)
+    sought, span = snapshot.form.suffix(model.tokenizer, asking.sought)
     if snapshot.skim is None:  # else the window is small, and nothing depends on it
         check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
-    queries = hear_question(session, suffix, span, heads)
+    queries = hear_question(session, sought, span, heads)
     ranking = rank_pieces(session, heads, queries, snapshot.grid)
     ranking = dataclasses.replace(
-        ranking, named=named(asking.question, snapshot.text, snapshot.starts)
+        ranking, named=named(asking.sought, snapshot.text, snapshot.starts)
     )
     heard = _Heard(snapshot, session, queries, ranking)
-    asked = Asked(snapshot.opening(model), asking.question)
+    asked = Asked(snapshot.opening(model), asking.sought)
     judgement = judge(heard.ranking, lambda piece: asked.bond(heard.words(piece)))
     ranking = judgement.ranking
     evidence = [
@@ -289,6 +312,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
                 asking.write(NOT_FOUND)
             refused = Reply(NOT_FOUND, [], "stop", time.perf_counter())
             return _answer(asking, refused, started, notes, confidence, evidence, ranking)
+    suffix, _ = snapshot.form.suffix(model.tokenizer, asking.question)
     if asking.use == "reread":
         session, logits, prompt = _reread(model, snapshot, asking, evidence)
     elif asking.use == "reposition":

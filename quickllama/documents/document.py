@@ -168,6 +168,7 @@ class Document:
         question: str | None = None,
         *,
         stream: bool | Callable[[str], object] | None = None,
+        history: Sequence[str] = (),
         retrieval: str | None = None,
         use: str | None = None,
         passages: int | None = None,
@@ -179,6 +180,8 @@ class Document:
 
         * ``question``: None: the one that the text was read for.
         * ``stream``: True: print the answer as it comes; or called with each piece of its text.
+        * ``history``: questions of the conversation so far, such as the last two. Passages are
+          sought by all of them, so that this one may say "it"; only this one is answered.
         * ``retrieval``: ``"heads"``: one ranking of passages by retrieval heads; ``"paper"``:
           blocks per layer by the published score, for a document read in mode qllm. None: heads, or
           the memory's own way for a document read with a question or in a mode without blocks.
@@ -205,6 +208,7 @@ class Document:
             self.question,
             self.memory,
             skimmed=self.skimmed,
+            history=history,
             retrieval=retrieval,
             use=use,
             passages=passages,
