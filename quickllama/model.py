@@ -132,15 +132,13 @@ class Model(_core.Model):
         return self._tokenizer
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: Tokenizer) -> None:
-        """For a model from arrays, or to replace the one of its files. Raises InvalidType."""
+    def tokenizer(self, tokenizer: object) -> None:
+        """For a model from arrays, or to replace the one of its files: a :class:`Tokenizer`, or
+        what :meth:`Tokenizer.from_tokenizers` takes a copy of. Raises InvalidType."""
         from quickllama.tokenizer import Tokenizer
 
         if not isinstance(tokenizer, Tokenizer):
-            raise InvalidType(
-                f"tokenizer must be a quickllama.Tokenizer, not {type(tokenizer).__name__}; one of "
-                "transformers is saved with save_pretrained and read with Tokenizer.from_folder"
-            )
+            tokenizer = Tokenizer.from_tokenizers(tokenizer)
         self._tokenizer = tokenizer
 
     @property

@@ -116,3 +116,23 @@ def test_inside_its_own_progress_it_cannot_be_closed(model: ql.Model) -> None:
     with pytest.raises(ql.Busy, match="closes"):
         document.append(TEXT, progress=progress)
     document.close()
+
+
+def test_what_was_interrupted_is_read_once_by_who_asks(model: ql.Model, path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > 300:
+            raise KeyboardInterrupt
+
+    for options in ({}, {"store": path}):
+        document = read(model, TEXT[:60], **options)
+        with pytest.raises(KeyboardInterrupt):
+            document.append(TEXT[60:], progress=stop)
+        before = document.nbytes
+        answer = document.ask(QUESTION, max_new_tokens=4)
+        assert document.nbytes > before or options
+        done = len(document._session)
+        assert done > len(document) - 2 * MEMORY.exc_block_size
+        assert same(document.ask(QUESTION, max_new_tokens=4), answer)
+        assert len(document._session) == done
+        assert_same_bits(document, read(model))
+        document.close()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.keeping import Keeper, Reading
 from quickllama.documents.relevance import relevance_of
 from quickllama.documents.source import Source, parts_of
-from quickllama.errors import Busy, FileProblem, InvalidValue, MissingPackage
+from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
 from quickllama.prompt import PromptForm, checked_question
@@ -124,7 +124,8 @@ class Document:
         """Read on: the same as if the text had been read with ``more`` behind it.
 
         ``more`` and ``progress``: as in :meth:`quickllama.Model.read`. After Ctrl-C or an error,
-        the document holds what had arrived, and goes on with the next call. A document that was
+        the document holds what had arrived, and what of it was not computed is with the next call,
+        be it :meth:`ask`. A document that was
         read with ``store`` grows in its file; one that was loaded grows in memory, and is saved
         anew with :meth:`save`. Raises InvalidType or InvalidValue, and FileProblem if the file
         cannot be written; Busy in ``progress`` and in ``more`` of an append to the same document,
@@ -263,6 +264,12 @@ class Document:
                 self._keeper.file.close()
                 self._keeper = None
 
+    def __reduce__(self) -> NoReturn:
+        raise InvalidType(
+            "a Document cannot be pickled or copied; save(path) it, and take "
+            "model.load_document(path) where it is wanted"
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -361,6 +368,9 @@ class Document:
         empty, and Busy in what :meth:`append` calls."""
         with self._alone():
             if self._current is None:
+                if len(self._pending()) >= self.memory.exc_block_size:  # append was interrupted
+                    with self._kept():
+                        self._feed_full_chunks(None)
                 ids, spans = self._text.tail()
                 if not len(self._text) and not len(ids):
                     raise InvalidValue("the document is empty; append some text first")

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from quickllama.chat import ChatTemplate
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.tokenizer.backend import Backend, TokenizerSource
 from quickllama.tokenizer.cuts import SPACE, AddedTokens, CutRule, Piece, cut_text, last_cut
-from quickllama.tokenizer.folder import folder_source
+from quickllama.tokenizer.folder import folder_source, object_source
 from quickllama.tokenizer.gguf import gguf_source
 from quickllama.tokenizer.stream import MAX_ID, TextStream, check_ids
 
@@ -53,8 +53,9 @@ class Tokenizer:
     """Text to token ids and back; used by any number of threads at once.
 
     Built on first use: making one reads only the small files or the metadata. Use
-    :meth:`from_folder` or :meth:`from_gguf`. Texts are never changed, shortened, or cleaned up:
-    decoding what was encoded gives the text again, as far as the model's tokenizer allows.
+    :meth:`from_folder`, :meth:`from_gguf` or :meth:`from_tokenizers`. Texts are never changed,
+    shortened, or cleaned up: decoding what was encoded gives the text again, as far as the model's
+    tokenizer allows.
     """
 
     def __init__(self, source: TokenizerSource) -> None:
@@ -81,15 +82,31 @@ class Tokenizer:
         return cls(folder_source(path))
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
-        """The tokenizer of a GGUF file, from its metadata: GGUF keys to Python values (arrays as
-        sequences).
+    def from_gguf(cls, metadata: Mapping[str, object] | str | Path) -> Tokenizer:
+        """The tokenizer of a GGUF file, from its path or its metadata: GGUF keys to Python values
+        (arrays as sequences).
 
         Known are byte-level BPE with the pre-tokenizers listed in ``quickllama/tokenizer/gguf.py``,
         and SentencePiece BPE with byte tokens. Raises InvalidValue, InvalidType or MissingKey,
         naming the key, for anything else.
         """
+        if isinstance(metadata, str | Path):
+            from quickllama.checkpoint import GGUFCheckpoint
+
+            return GGUFCheckpoint(Path(metadata)).tokenizer()
+        if not isinstance(metadata, Mapping):
+            raise InvalidType(
+                "from_gguf takes a path, or the metadata of a GGUF file as a mapping, not "
+                f"{type(metadata).__name__}"
+            )
         return cls(gguf_source(metadata))
+
+    @classmethod
+    def from_tokenizers(cls, tokenizer: object) -> Tokenizer:
+        """A copy of a ``tokenizers.Tokenizer``, or of a fast tokenizer of transformers with its
+        chat template and end token. Raises InvalidType for anything else, and InvalidValue as
+        :meth:`from_folder`."""
+        return cls(object_source(tokenizer))
 
     # -- encoding ----------------------------------------------------------------------------------
     # -------------------
@@ -373,6 +390,15 @@ class Tokenizer:
         backend = self._backend()
         with self._lock:
             return tokenizers.Tokenizer.from_str(backend.encoder.to_str())
+
+    def __repr__(self) -> str:
+        return f"<quickllama.Tokenizer, {self.vocab_size} tokens>"
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidType(
+            "a Tokenizer cannot be pickled or copied (threads share one); make another one from "
+            "its files, or send to_tokenizers().to_str()"
+        )
 
     def __len__(self) -> int:
         """The same as :attr:`vocab_size`."""

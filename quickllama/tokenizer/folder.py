@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, processors
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
 from quickllama.tokenizer.backend import Backend, TokenizerSource, known_cut_rule
 
-__all__ = ["folder_source"]
+__all__ = ["folder_source", "object_source"]
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 PROBE = "a"  # encoded with and without special tokens, to see what is put around it
@@ -237,3 +239,22 @@ def folder_source(path: str | Path) -> TokenizerSource:
         special_names=names,
         end_ids=_end_ids(folder),
     )
+
+
+def object_source(tokenizer: object) -> TokenizerSource:
+    """Of a ``tokenizers.Tokenizer``, or of a fast tokenizer of transformers, through the files that
+    it writes. Raises InvalidType for anything else."""
+    save = getattr(tokenizer, "save_pretrained", None)
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer.save(f"{folder}/tokenizer.json")
+        elif callable(save) and hasattr(tokenizer, "backend_tokenizer"):
+            save(folder)
+        else:
+            raise InvalidType(
+                "a tokenizers.Tokenizer or a fast tokenizer of transformers can be taken, not "
+                f"{type(tokenizer).__name__}"
+            )
+        source = folder_source(folder)
+        built = source.build()
+    return dataclasses.replace(source, build=lambda: built)
