@@ -97,13 +97,15 @@ class BundledBlas:
     """The OpenBLAS of scipy-openblas32; its symbols start with ``scipy_``."""
 
     def __init__(self) -> None:
-        import scipy_openblas32 as blas
-
+        if sys.platform == "win32":
+            raise SystemExit("QuickLLaMA is for POSIX systems: on Windows, install it in WSL")
         if not sys.platform.startswith("linux"):
             raise SystemExit(
                 f"QuickLLaMA bundles OpenBLAS on Linux only, and this is {sys.platform}: install "
                 "OpenBLAS, and set QUICKLLAMA_BLAS=system"
             )
+        import scipy_openblas32 as blas
+
         self.library: Path = Path(blas.get_lib_dir()) / blas.get_library(fullname=True)
         self.licence = self._licence()
         self.compile_args = ["-DQL_BLAS_PREFIX=scipy_"]

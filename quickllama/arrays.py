@@ -31,6 +31,8 @@ def token_ids(
         raise InvalidType(
             f"{name} must be token ids, not a {type(value).__name__}; pass its ['input_ids']"
         )
+    if hasattr(value, "ids") and not isinstance(value, np.ndarray):
+        raise InvalidType(f"{name} must be token ids, not a {type(value).__name__}; pass its .ids")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
@@ -41,8 +43,7 @@ def token_ids(
         raise InvalidType(f"{name} must hold whole numbers, not {_kind(value)} of {array.dtype}")
     if array.ndim == 2 and array.shape[0] != 1:
         raise InvalidValue(
-            f"{name} holds {array.shape[0]} sequences; one at a time is generated: shape [T] or "
-            "[1, T]"
+            f"{name} holds {array.shape[0]} sequences; give one at a time: shape [T] or [1, T]"
         )
     if array.ndim not in (1, 2):
         raise InvalidValue(f"{name} must have shape [T] or [1, T], not {list(array.shape)}")

@@ -337,8 +337,10 @@ class GenerationConfig:
 
 
 class GenerationOptions(TypedDict, total=False):
-    """The fields of :class:`GenerationConfig` as keyword arguments."""
+    """The fields of :class:`GenerationConfig` as keyword arguments, and ``generation_config``: one
+    of those, whose fields they take the place of."""
 
+    generation_config: GenerationConfig
     max_new_tokens: int
     do_sample: bool
     temperature: float

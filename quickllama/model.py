@@ -106,7 +106,8 @@ class Model(_core.Model):
         * ``n_threads``: None: the physical cores that this process may use.
         * ``ignore_config_keys``: unknown keys of ``config.json`` that are known to be harmless.
 
-        Raises FileProblem for files that are missing or broken, and what :class:`Model` raises.
+        Raises FileProblem for files that are missing or broken, MissingPackage if the default is
+        not installed, and what :class:`Model` raises.
         """
         from quickllama import checkpoint
 
@@ -295,7 +296,8 @@ class Model(_core.Model):
         * ``store``: a file in which the document is kept (docs/format.md): it grows there, and not
           in memory, and what was read stays after Ctrl-C, a crash or a kill.
         * ``ram_limit``: with ``store``: how much memory the document may take, such as ``"1GB"``:
-          its window, its text, and what is kept of the file. None: as much as the system likes.
+          its window, its text, and what is kept of the file. Window and text are there whatever the
+          limit is, and a quarter of it is the file's. None: as much as the system likes.
         * ``resume``: go on with a file that holds the beginning of the same text, read with the
           same settings, to the same bits; if it holds all of it, nothing is read. False: a file
           that exists is an error. No other file is ever overwritten.
@@ -338,7 +340,7 @@ class Model(_core.Model):
         memory of :meth:`read`.
 
         Only the layers below a few retrieval heads are computed (for SmolLM2 10 of 30), with a
-        small window, and only these heads' keys are kept, about 1 KB a token. Questions are
+        small window, and only these heads' keys are kept, less than 1 KB a token. Questions are
         answered by reading the best passages again with all layers (``use="reread"``); there is no
         other use of them, and no retrieval by the paper.
 

@@ -82,11 +82,6 @@ class ChatFrame:
             self.head + words, add_special_tokens=not self.templated, parse_special=True
         )
 
-    def suffix_ids(self, tokenizer: Tokenizer, words: str) -> list[int]:
-        """Ids of ``words``, in which nothing is special, and of the frame's end."""
-        own = tokenizer.encode(words, add_special_tokens=False, parse_special=False)
-        return own + self.tail_ids(tokenizer)
-
     def tail_ids(self, tokenizer: Tokenizer) -> list[int]:
         """Ids of the frame's end."""
         return tokenizer.encode(self.tail, add_special_tokens=False, parse_special=True)

@@ -203,8 +203,8 @@ def test_a_session_needs_a_model() -> None:
 @pytest.mark.parametrize(
     ("span", "kind", "words"),
     [
-        ((0, 9), ql.InvalidValue, r"query_span is \(0, 9\), but this call has 8 tokens"),
-        ((8, 9), ql.InvalidValue, "but this call has 8 tokens"),
+        ((0, 9), ql.InvalidValue, r"span \[0, 9\) goes beyond the 8 tokens"),
+        ((8, 9), ql.InvalidValue, "beyond the 8 tokens of this call"),
         ((3, 3), ql.InvalidValue, "0 <= start < end"),
         ((5, 3), ql.InvalidValue, "0 <= start < end"),
         ((-2, 3), ql.InvalidValue, "0 <= start < end"),

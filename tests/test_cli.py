@@ -61,7 +61,9 @@ def test_an_answer_on_stdout_and_a_bar_on_stderr(
     out, err = capsys.readouterr()
     answer, _, passages = out.partition("\n\nEvidence:\n")
     assert answer
-    assert re.search(r"characters \d+–\d+, score [01]\.\d\d, [12] layers\n    \S", passages)
+    assert re.search(
+        r"characters \d+–\d+, score [01]\.\d\d, chosen in [12] layers?\n    \S", passages
+    )
     assert "reading" in err and "100%" in err and "tok/s" in err
     assert ask(text, folder, "--quiet") == 0
     assert capsys.readouterr() == (out, "")
@@ -222,34 +224,6 @@ def test_options_of_the_paper_read_its_way(
     assert not json.loads(capsys.readouterr().out)["reread_all"]
 
 
-def test_chat_answers_line_by_line(
-    text: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    told: list[tuple[str, ...]] = []
-    ask_one = ql.Document.ask
-
-    def asking(self: ql.Document, question: str, **options: Any) -> ql.Answer:
-        asked.append(question)
-        told.append(tuple(options["history"]))
-        return ask_one(self, question, **options)
-
-    monkeypatch.setattr(ql.Document, "ask", asking)
-    start = ["chat", str(text), "--model", str(folder), *WINDOW, "--max-new-tokens", "4"]
-    for history in ([], ["--history"]):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("Wer?\nx \udcff\nWo?\n\nnever\n"))
-        assert main([*start, *history, "--quiet"]) == 0
-        out, err = capsys.readouterr()
-        assert "UTF-8" in err and out.count("\n") >= 2
-    assert asked[:3] == ["Wer?", "x \udcff", "Wo?"]
-    assert asked[3:6] == asked[:3]
-    assert told == [(), (), (), (), ("Wer?",), ("Wer?",)]  # what is no text was not answered
-    strict = io.TextIOWrapper(io.BytesIO(b"x \xff\nWo?\n"), encoding="utf-8", errors="strict")
-    monkeypatch.setattr(sys, "stdin", strict)
-    assert main([*start, "--quiet"]) == 0
-    assert "UTF-8" in capsys.readouterr().err and asked[-2:] == ["x \udcff", "Wo?"]
-
-
 # Problems -----------------------------------------------------------------------------------------
 
 
@@ -305,6 +279,8 @@ def test_questions_that_cannot_be_asked(
     assert "question is empty" in one_sentence(capsys)
     assert main([*start, "bytes \udcff"]) == 1
     assert "UTF-8" in one_sentence(capsys)
+    assert main([*start[:2], str(text), "Why?"]) == 2
+    assert "is a file, and behind the first one questions" in one_sentence(capsys)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +295,8 @@ def test_questions_that_cannot_be_asked(
         (["ask", "file", "q", "--n-local", "0"], "--n-local: it must be at least 1"),
         (["ask", "file", "q", "--threads", "65"], "between 1 and 64"),
         (["ask", "file", "q", "--window", "3k"], "invalid choice"),
+        (["ask", "file", "q", "--dtype", "int9"], "did you mean 'int8'"),
+        (["ask", "file", "q", "--kv-dtype", "q4"], "'float32', 'bfloat16' or 'int8'"),
     ],
 )
 def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -418,22 +396,6 @@ def test_streams_that_are_closed(
     monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
     assert ask("-", folder) == 1
     assert "has no bytes" in one_sentence(capsys)
-
-
-def test_questions_of_a_chat_have_to_come(
-    text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before anything is read."""
-    for file in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
-        assert main(["chat", file]) == 2
-        assert "brings the questions" in one_sentence(capsys)
-    monkeypatch.setattr(sys, "stdin", None)
-    assert main(["chat", str(text)]) == 2
-    assert "is closed" in one_sentence(capsys)
-    with text.open("rb") as file:
-        _, err = start("chat", str(text), stdin=file).communicate(timeout=20)
-    assert b"brings the questions" in err
 
 
 def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,6 @@ def test_wrong_usage(
         (["--skim"], 2, "leave --skim out"),
         (["--reread-all"], 2, "--reread-all"),
         (["--topk", "3"], 2, "--topk"),
-        (["--ram-limit", "lots"], 1, "ram_limit"),
     ):
         assert ask(book, folder, *more) == code
         assert expected in capsys.readouterr().err
@@ -181,7 +181,11 @@ def test_wrong_usage(
     assert "quickllama read" in capsys.readouterr().err
     assert read(text, text, folder) == 1
     assert "no document" in capsys.readouterr().err
-    assert read(text, book, folder, "--ram-limit", "lots") == 2
+    for use in (partial(read, text), ask):
+        with pytest.raises(SystemExit) as caught:
+            use(book, folder, "--ram-limit", "lots")
+        assert caught.value.code == 2
+        assert "--ram-limit: it must be a number of bytes" in capsys.readouterr().err
     assert read(text, book, folder, "--n-local", "32") == 1
     assert "was read with memory" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -267,12 +267,12 @@ def test_where_the_chat_template_comes_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "error", "words"),
     [
-        ("tokenizer_config.json", "{", FileProblem, "not valid JSON"),
-        ("tokenizer_config.json", "[1]", FileProblem, "JSON object"),
+        ("tokenizer_config.json", "{", FileProblem, "not hold valid JSON"),
+        ("tokenizer_config.json", "[1]", FileProblem, "JSON list, not an object"),
         ("tokenizer_config.json", '{"bos_token": 5}', InvalidType, "bos_token"),
         ("tokenizer_config.json", '{"chat_template": 5}', InvalidType, "chat_template"),
         ("tokenizer_config.json", '{"chat_template": [{"name": 1}]}', InvalidType, "chat_temp"),
-        ("special_tokens_map.json", "nope", FileProblem, "not valid JSON"),
+        ("special_tokens_map.json", "nope", FileProblem, "not hold valid JSON"),
         ("generation_config.json", '{"eos_token_id": [true]}', InvalidValue, "eos_token_id"),
         ("chat_template.json", '{"chat_template": {"a": 1}}', InvalidType, "chat_template"),
         ("tokenizer.json", "{}", FileProblem, "tokenizer.json is not a tokenizer"),

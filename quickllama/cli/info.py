@@ -22,7 +22,8 @@ __all__ = ["info"]
 def info(model: str, *, as_json: bool) -> int:
     """Describe the model at a path or by its name, or a document; returns the exit code."""
     if is_document(model):
-        _show(facts_of(checked_path(model)), as_json)
+        facts = facts_of(checked_path(model))
+        _show(facts if as_json else {k: v for k, v in facts.items() if v is not None}, as_json)
     else:
         _show(_facts_of_model(model), as_json)
     return 0

@@ -219,7 +219,10 @@ class Document:
             options=dict(options),
         )
         answer = answer_question(self.model, self._snapshot(), asking)
-        return dataclasses.replace(answer, notes=(*answer.notes, *self._notes))
+        notes = (*answer.notes, *self._notes)
+        if asking.retrieval == "paper" and self.question not in (None, asking.question):
+            notes += ("the text was read for another question, which led its memory",)
+        return dataclasses.replace(answer, notes=notes)
 
     # In a file ------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quickllama.documents.judgement import FEATURES
-from quickllama.errors import FileProblem, InvalidValue
+from quickllama.errors import FileProblem, InvalidValue, warn
 
 if TYPE_CHECKING:
     from quickllama._core import _Tensor
@@ -229,12 +228,13 @@ def load_heads(model: Model) -> RetrievalHeads | None:
 
     A damaged file is passed over with a warning that names it.
     """
-    for folder in (cache_folder(), _SHIPPED):
-        for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+    own = f"{model.fingerprint.sizes}-*.json"  # a damaged file of another model is not our matter
+    for folder, names in ((cache_folder(), own), (_SHIPPED, "*.json")):
+        for path in sorted(folder.glob(names)) if folder.is_dir() else ():
             try:
                 found = _read(path)
             except FileProblem as problem:
-                warnings.warn(str(problem), UserWarning, stacklevel=2)
+                warn(str(problem))
                 continue
             if found.fingerprint.matches(model.fingerprint) and found.fits(model):
                 return found

@@ -62,7 +62,8 @@ class ModelIdentity:
         if self.dtype != own.dtype:
             raise InvalidValue(
                 f"{name} was read with weights held as {self.dtype}, and this model holds "
-                f"{own.dtype}: load the model with the dtype that it was read with"
+                f"{own.dtype}: load the model with that dtype "
+                "(quickllama ask and chat do so where --dtype is left out)"
             )
         if self.fingerprint.signs != own.fingerprint.signs or self.weights != own.weights:
             raise InvalidValue(

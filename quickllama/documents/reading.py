@@ -9,7 +9,7 @@ from quickllama import checks
 from quickllama.config import MemoryConfig
 from quickllama.documents.document import Document
 from quickllama.documents.source import Source
-from quickllama.errors import InvalidType, InvalidValue
+from quickllama.errors import InvalidType, InvalidValue, warn
 from quickllama.progress import Progress
 from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, checked_question
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from quickllama.model import Model
 
 __all__ = ["read_document", "skim_document"]
+
+_LONGEST_NAME = 255  # characters of a path that may be meant
 
 
 def read_document(
@@ -112,6 +114,11 @@ def _filled(
     checks.flag("resume", resume)
     if isinstance(source, str) and not source.strip():
         raise InvalidValue("the text is empty; there is nothing to read")
+    if isinstance(source, str) and _names_a_file(source):
+        warn(
+            f"the text {source!r} is read as it stands, and is also the name of a file: if that is "
+            "meant, give what it holds, Path(name).read_text(encoding='utf-8')"
+        )
     if store is not None:
         from quickllama.documents.document_file import read_into_file
 
@@ -125,3 +132,9 @@ def _filled(
     if not document.text.strip():
         raise InvalidValue("the text is empty; there is nothing to read")
     return document
+
+
+def _names_a_file(text: str) -> bool:
+    if len(text) > _LONGEST_NAME or "\n" in text or "\0" in text:
+        return False
+    return os.path.isfile(text)

@@ -47,6 +47,11 @@ def parts_of(source: object) -> Iterator[str | object]:
         )
     items = iter(source)
     for first in items:
+        if isinstance(first, bytes | bytearray):
+            raise InvalidType(
+                "a part of a text is a str, not bytes: open the file as text, for instance "
+                "open(path, encoding='utf-8')"
+            )
         if not isinstance(first, str):
             yield list(chain([first], items))
             return

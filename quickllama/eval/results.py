@@ -12,12 +12,11 @@ import fcntl
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from quickllama.errors import FileProblem
+from quickllama.errors import FileProblem, warn
 
 __all__ = ["Store", "load_results", "settings_id"]
 
@@ -92,11 +91,7 @@ class Store:
                     "give another folder"
                 ) from None
         if len(whole) < len(data):  # the process ended while it wrote
-            warnings.warn(
-                f"the last line of {path} is incomplete; its question is asked again",
-                UserWarning,
-                stacklevel=3,
-            )
+            warn(f"the last line of {path} is incomplete; its question is asked again")
             with path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 _mend(file)

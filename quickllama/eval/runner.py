@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -15,7 +14,7 @@ import quickllama
 from quickllama import checks
 from quickllama.config import KV_DTYPE
 from quickllama.dtypes import kv_dtype_name
-from quickllama.errors import InvalidType, InvalidValue
+from quickllama.errors import InvalidType, InvalidValue, warn
 from quickllama.eval.case import Case, Draft, Question
 from quickllama.eval.facts import load_facts
 from quickllama.eval.haystack import Haystack, load_haystack
@@ -184,11 +183,9 @@ class Evaluation:
         asked = {key[0] for key in self.wanted}
         for method in self.methods:
             if self.ids[method.name] not in asked:
-                warnings.warn(
+                warn(
                     f"method {method.name!r} was asked nothing: it needs to know where an answer "
-                    "lies, or questions that have one, and these are not of that kind",
-                    UserWarning,
-                    stacklevel=3,
+                    "lies, or questions that have one, and these are not of that kind"
                 )
 
     def wanted_rows(self) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from quickllama import checks
 from quickllama.config import WINDOWS, MemoryConfig
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
+from quickllama.prompt import PromptForm
 
 __all__ = ["MOST_TOKENS", "POSITIONS", "Options", "Settings", "tokens_of"]
 
@@ -89,6 +90,11 @@ class Settings:
                 put(self, name, tuple(_word(name, word) for word in words))
         for name in ("facts", "data"):
             put(self, name, _file(name, getattr(self, name)))
+        if not isinstance(self.texts, str | Path):
+            raise InvalidType(f"texts is 'pydoc', 'kjv' or a folder's path, not {self.texts!r}")
+        put(self, "texts", str(self.texts))
+        if self.prompt is not None:
+            PromptForm.of(self.prompt)
         checks.choice("window", self.window, tuple(WINDOWS))
         checks.choice("question_position", self.question_position, POSITIONS)
         self.memory("qllm")  # checks weight and mask

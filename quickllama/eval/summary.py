@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quickllama.errors import InvalidValue
+from quickllama import checks
+from quickllama.errors import InvalidType, InvalidValue
 from quickllama.eval import tables
 from quickllama.eval.results import load_results
 
@@ -39,7 +40,14 @@ class Results:
 
     def where(self, **values: Any) -> Results:
         """Only the rows with these values, such as ``method="heads", length=4096``; a list of
-        values: any of them."""
+        values: any of them. Raises InvalidType for a column that there is not."""
+        known = sorted({name for row in self.rows for name in row})
+        for name in values:
+            if self.rows and name not in known:
+                raise InvalidType(
+                    f"results have no column {name!r}"
+                    f"{checks.nearest(name, known) or '; they have ' + ', '.join(known)}"
+                )
         chosen = [
             row
             for row in self.rows

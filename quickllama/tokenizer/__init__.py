@@ -79,6 +79,8 @@ class Tokenizer:
         Raises FileProblem for a missing or broken file, InvalidType or InvalidValue for wrong
         contents (of tokenizer.json: at the first use).
         """
+        if not isinstance(path, str | Path):
+            raise InvalidType(f"from_folder takes a path, not {type(path).__name__}")
         return cls(folder_source(path))
 
     @classmethod
@@ -223,6 +225,8 @@ class Tokenizer:
 
     def id_to_token(self, index: int) -> str | None:
         """The string of a token as the vocabulary writes it, or None if there is no such id."""
+        if isinstance(index, bool) or not isinstance(index, int | np.integer):
+            raise InvalidType(f"a token id is a whole number, not {index!r}")
         if not 0 <= index <= MAX_ID:
             raise InvalidValue(f"a token id should be from 0 to {MAX_ID}, but is {index}")
         token: str | None = self._backend().encoder.id_to_token(index)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
+from quickllama.checkpoint.mapped_file import read_json
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
 from quickllama.tokenizer.backend import Backend, TokenizerSource, known_cut_rule
 
@@ -31,18 +32,7 @@ def _read_text(path: Path) -> str:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as problem:
-        raise FileProblem(f"{path} is not valid JSON ({problem}); download it again") from problem
-    if not isinstance(value, dict):
-        raise FileProblem(
-            f"{path} should hold a JSON object, but holds a {type(value).__name__}; download it "
-            "again"
-        )
-    return value
+    return read_json(path) if path.exists() else {}
 
 
 def _content(value: object, path: Path, name: str) -> str | None:
