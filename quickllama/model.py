@@ -401,8 +401,8 @@ class Model(_core.Model):
         """Find the model's retrieval heads, keep them in the user's cache, and use them.
 
         Made-up facts from ``seed`` are put into texts and asked for; the heads that point at them
-        best are kept, and what it looks like when a text holds no answer is learned. A few
-        minutes for SmolLM2 on two cores.
+        best are kept, and what it looks like when a text holds no answer is learned. A minute or
+        two for SmolLM2 on two cores.
 
         * ``texts``: None: parts of Python's own documentation; else texts of about 4,000 tokens
           each (at most twice that much of each is used).

@@ -28,6 +28,7 @@ from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.keeping import Keeper, Reading
 from quickllama.documents.relevance import relevance_of
 from quickllama.documents.source import Source, parts_of
+from quickllama.documents.writing import write_safely
 from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
@@ -219,6 +220,8 @@ class Document:
             options=dict(options),
         )
         answer = answer_question(self.model, self._snapshot(), asking)
+        if stream is True:
+            write_safely("\n")
         notes = (*answer.notes, *self._notes)
         if asking.retrieval == "paper" and self.question not in (None, asking.question):
             notes += ("the text was read for another question, which led its memory",)
