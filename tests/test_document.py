@@ -467,7 +467,7 @@ def test_an_answer_is_streamed_whole(model: ql.Model, capsys: pytest.CaptureFixt
     assert "".join(parts).strip() == answer.text and len(parts) > 1
     document.ask(QUESTION, stream=True, max_new_tokens=20)
     shown = "".join(c for c in "".join(parts) if c.isprintable() or c in "\n\t")
-    assert capsys.readouterr().out == shown
+    assert capsys.readouterr().out == shown + "\n"
 
 
 def test_the_prompt_around_a_document(model: ql.Model) -> None:
