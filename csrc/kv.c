@@ -2,14 +2,15 @@
 
 static size_t row_bytes(const ql_kv *kv) { return ql_row_bytes(kv->dtype, kv->heads.head_dim); }
 
-static size_t slab_bytes(const ql_kv *kv, int tokens) {
-    return (size_t)kv->heads.n_layers * 2 * kv->heads.n_kv_heads * tokens * row_bytes(kv);
+/* Of a layer's keys and values in a slab of so many tokens. */
+static size_t layer_bytes(const ql_kv *kv, int tokens) {
+    return (size_t)2 * kv->heads.n_kv_heads * tokens * row_bytes(kv);
 }
 
 void ql_kv_init(ql_kv *kv, ql_heads heads, ql_dtype dtype, int n_first, int page_tokens) {
     *kv = (ql_kv){.heads = heads, .dtype = dtype, .n_first = n_first, .page_tokens = page_tokens};
-    kv->first.slab_bytes = slab_bytes(kv, n_first);
-    kv->pages.slab_bytes = slab_bytes(kv, page_tokens);
+    kv->first.slab_bytes = heads.n_layers * layer_bytes(kv, n_first);
+    kv->pages.slab_bytes = heads.n_layers * layer_bytes(kv, page_tokens);
 }
 
 int64_t ql_kv_pages(const ql_kv *kv, int64_t n_tokens) {
@@ -38,7 +39,7 @@ static unsigned char *locate(const ql_kv *kv, int layer, int64_t token, int *row
         *row = (int)(rest % kv->page_tokens);
         *rows = kv->page_tokens;
     }
-    return slab + slab_bytes(kv, *rows) / kv->heads.n_layers * layer;
+    return slab + layer_bytes(kv, *rows) * (size_t)layer;
 }
 
 void ql_kv_write(ql_kv *kv, const ql_kernels *kernels, int layer, int64_t token, int g,
