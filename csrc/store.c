@@ -8,10 +8,12 @@
 
 enum { ALIGNMENT = 64 };
 
+/* Apart from its data, so that many of these lie together: each layer asks for all that it attends
+ * to, and data go by in between. */
 struct ql_slab {
-    _Alignas(ALIGNMENT) atomic_int owners;
+    atomic_int owners;
     ql_slab *next;       /* of the spare ones */
-    unsigned char *data; /* behind this, or of the extent */
+    unsigned char *data; /* its own, or of the extent */
     ql_extent *extent;   /* where a slab lies that is kept in a file; NULL: it is in memory */
 };
 
@@ -21,18 +23,22 @@ void *ql_alloc(size_t bytes) {
     return aligned_alloc(ALIGNMENT, rounded ? rounded : ALIGNMENT);
 }
 
+/* With bytes of its own; 0: those of an extent are to come. */
 static ql_slab *slab_new(size_t bytes) {
-    if (bytes > SIZE_MAX - sizeof(ql_slab)) return NULL;
-    ql_slab *slab = ql_alloc(sizeof *slab + bytes);
+    ql_slab *slab = malloc(sizeof *slab);
     if (!slab) return NULL;
+    *slab = (ql_slab){.data = bytes ? ql_alloc(bytes) : NULL};
     atomic_init(&slab->owners, 1);
-    slab->data = (unsigned char *)(slab + 1);
-    slab->extent = NULL;
-    return slab;
+    if (slab->data || !bytes) return slab;
+    free(slab);
+    return NULL;
 }
 
 static void slab_free(ql_slab *slab) {
-    ql_extent_free(slab->extent);
+    if (slab->extent)
+        ql_extent_free(slab->extent);
+    else
+        free(slab->data);
     free(slab);
 }
 
@@ -177,7 +183,7 @@ void ql_store_clear(ql_store *store) {
     while (store->spare) {
         ql_slab *slab = store->spare;
         store->spare = slab->next;
-        free(slab); /* in memory, or it would not be spared */
+        slab_free(slab);
     }
     free(store->slabs);
     *store = (ql_store){.slab_bytes = store->slab_bytes};
