@@ -30,6 +30,7 @@ standard deviations of a head's scores."""
 
 _USES = 3  # of this many places of an ordinary-looking word at least one uses it
 _SHORTEST = 3  # letters
+_MOST_PLACES = 2000
 _JOINT = r"\.|::|->"
 _NAME = re.compile(rf"(?:--)?[^\W\d][\w-]*(?:(?:{_JOINT})[^\W\d]\w*)*")
 _LOOKS_LIKE_ONE = re.compile(rf"_|\d|[a-z][A-Z]|^--|{_JOINT}")
@@ -46,12 +47,16 @@ def named(question: str, text: str, starts: NDArray[np.int64]) -> NDArray[np.flo
     ``starts`` int64 [n]: the first character of each piece, ascending.
     """
     mentioned, used = np.zeros(len(starts)), np.zeros(len(starts))
+    small: str | None = None
     for name, used_there in _names(question):
         places, uses = _places(name, text)
+        if not places:  # with other capitals perhaps
+            small = text.lower() if small is None else small
+            places, uses = _places(name.lower(), small)
         if not _LOOKS_LIKE_ONE.search(name) and len(uses) * _USES < len(places):
             if not used_there:
                 continue
-            places = uses
+            places = uses = _calls(name, text)
         for found, rarest in ((places, mentioned), (uses, used)):
             pieces = np.unique(np.searchsorted(starts, found, side="right") - 1)
             if len(pieces):
@@ -71,19 +76,42 @@ def _names(question: str) -> Iterator[tuple[str, bool]]:
         parts = re.split(_JOINT, name)
         for part in dict.fromkeys((name, *parts)):
             if len(part) >= _SHORTEST:
-                yield part, len(parts) > 1 or _is_use(match, question)
+                yield part, len(parts) > 1 or _is_use(question, *match.span())
 
 
 def _places(name: str, text: str) -> tuple[list[int], list[int]]:
-    """Where the text holds a name, and where it uses it; other capitals count where these are
-    nowhere."""
-    pattern = rf"(?<![\w-]){re.escape(name)}(?!\w)"
-    found = list(re.finditer(pattern, text)) or list(re.finditer(pattern, text, re.IGNORECASE))
-    return [m.start() for m in found], [m.start() for m in found if _is_use(m, text)]
+    """Where the text holds a name, and where it uses it. Of what is everywhere the first places are
+    enough: it is no name."""
+    places: list[int] = []
+    uses: list[int] = []
+    at = text.find(name)
+    while at >= 0 and len(places) < _MOST_PLACES:
+        end = at + len(name)
+        if not _goes_on(text[at - 1 : at]) and not _goes_on(text[end : end + 1].replace("-", "")):
+            places.append(at)
+            if _is_use(text, at, end):
+                uses.append(at)
+        at = text.find(name, end)
+    return places, uses
 
 
-def _is_use(found: re.Match[str], text: str) -> bool:
-    behind = text[found.end() : found.end() + 1]
-    before = text[max(found.start() - _LONGEST_BEFORE, 0) : found.start()]
-    quoted = behind in _QUOTES and before.endswith(behind) if behind else False
+def _calls(name: str, text: str) -> list[int]:
+    """Where the text calls a function of this name."""
+    found, at = [], text.find(f"{name}(")
+    while at >= 0:
+        if not _goes_on(text[at - 1 : at]):
+            found.append(at)
+        at = text.find(f"{name}(", at + 1)
+    return found
+
+
+def _goes_on(sign: str) -> bool:
+    """Whether a word goes on with ``sign``, a character or none."""
+    return sign == "_" or sign == "-" or sign.isalnum()
+
+
+def _is_use(text: str, start: int, end: int) -> bool:
+    behind = text[end : end + 1]
+    before = text[max(start - _LONGEST_BEFORE, 0) : start]
+    quoted = behind != "" and behind in _QUOTES and before.endswith(behind)
     return behind == "(" or quoted or _BEFORE.search(before) is not None
