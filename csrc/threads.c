@@ -17,11 +17,11 @@
  * were not answered yet, so a region never waits for a thread that the operating system has not
  * woken. All orders are sequentially consistent: "state, then asleep" on one side and "asleep, then
  * state" on the other cannot both miss each other. */
-/* Of a worker: tasks take up to 150 KB (queries that meet keys), more than some systems give (musl:
- * 128 KB), and less than an application may have asked for everywhere. */
-enum { STACK_BYTES = 1 << 20 };
-
 enum { IDLE, CALLED, RUNNING };
+
+/* Tasks take up to 150 KB (queries that meet keys): more than some systems give (musl: 128 KB), and
+ * less than an application may have asked for everywhere. */
+enum { STACK_BYTES = 1 << 20 };
 
 typedef struct worker {
     _Alignas(128) atomic_int state;

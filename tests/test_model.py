@@ -304,8 +304,10 @@ def test_downloads_go_through_the_hub_package(
     stub = types.ModuleType("huggingface_hub")
     asked: list[str] = []
 
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append(name)
+        whole = "model*.safetensors" in allow_patterns
+        assert (whole, revision) in ((True, None), (False, "abc123"))
         if name == "not/there":
             raise LookupError("404: no such model\nmore of it")
         return str(tmp_path / "downloaded")

@@ -40,6 +40,10 @@ def scores(question: str, *pieces: str) -> NDArray[np.float64]:
         ("What does testzip do?", "testzips and atestzip and test-zip", 0),
         ("Who is the harbour master?", "the harbour master is Ida", 0),
         ("Où est la clé?", "la clé est là", 0),
+        ("Who came at eight p.m. to the lamp?", "at 7 p.m. the lamp", 0),
+        ("What is a struggle?", "the class struggle goes on", 0),
+        ("What is a Passage?", "\n  export default class Passage {", MENTIONED + USED),
+        ("Who are the passengers?", "first class passengers", 0),
     ],
 )
 def test_names_count_and_words_do_not(question: str, held: str, worth: float) -> None:

@@ -51,16 +51,18 @@ def test_warnings_point_here(model: ql.Model) -> None:
         assert [warning.filename for warning in told] == [__file__]
 
 
-def test_damaged_heads_of_other_models_do_not_matter(model: ql.Model) -> None:
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    other = cache_folder() / f"{'0' * 16}-{'0' * 16}.json"
-    other.write_text("{")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            load_heads(model)
-    finally:
-        other.unlink()
+def test_damaged_heads_of_other_models_do_not_matter(
+    model: ql.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache_folder().mkdir(parents=True)
+    (cache_folder() / f"{'0' * 16}-{'0' * 16}.json").write_text("{")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_heads(model)
+    (cache_folder() / f"{model.fingerprint.sizes}-{'0' * 16}.json").write_text("{")
+    with pytest.warns(UserWarning, match="delete it"):
+        load_heads(model)
 
 
 def test_a_text_that_names_a_file_is_told(model: ql.Model, tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_of_a_gguf_file_by_its_path() -> None:
 
 def test_neither_tokenizers_nor_documents_are_copied_or_pickled(folder: Path) -> None:
     model = ql.Model.from_pretrained(folder, dtype="float32", n_threads=1)
+    assert repr(model.tokenizer) == "<quickllama.Tokenizer, not built yet>"
+    model.tokenizer.encode("a")
     assert repr(model.tokenizer) == f"<quickllama.Tokenizer, {len(model.tokenizer)} tokens>"
     for value, remedy in ((model.tokenizer, "to_tokenizers"), (model.read(TEXT), "load_document")):
         for attempt in (pickle.dumps, copy.copy, copy.deepcopy):

@@ -9,13 +9,14 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import quickllama
-from quickllama.checks import LARGEST, byte_size, integer
+from quickllama.checks import byte_size
+from quickllama.cli.converters import checked, count
 from quickllama.cli.eval_options import add_eval
 from quickllama.config import MODES, WINDOWS, MemoryConfig
 from quickllama.cpu import MOST_THREADS
@@ -25,8 +26,6 @@ from quickllama.errors import Error, InvalidValue
 from quickllama.hub import EMBEDDED
 
 __all__ = ["main"]
-
-T = TypeVar("T")
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _LOOKUP_OPTIONS = (
@@ -260,7 +259,7 @@ def _parser() -> Parser:
     _add_ask(commands.add_parser("ask", help="answer questions about a text"))
     _add_chat(commands.add_parser("chat", help="answer one question after the other about a text"))
     _add_calibrate(commands.add_parser("calibrate", help="find a model's retrieval heads"))
-    add_eval(commands.add_parser("eval", help="measure how well questions are answered"), _count)
+    add_eval(commands.add_parser("eval", help="measure how well questions are answered"))
     _add_read(commands.add_parser("read", help="read a text into a file, to ask it later"))
     info = commands.add_parser(
         "info", help="describe a model, without loading its weights, or a document"
@@ -298,13 +297,13 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
         choices=MODES[::-1],
         help="default of --reread-all: qllm, led by the question",
     )
-    memory.add_argument("--topk", type=_count(0), metavar="N", help="blocks retrieved at a time")
+    memory.add_argument("--topk", type=count(0), metavar="N", help="blocks retrieved at a time")
     memory.add_argument(
-        "--repr-topk", type=_count(1), metavar="N", help="tokens that represent a block"
+        "--repr-topk", type=count(1), metavar="N", help="tokens that represent a block"
     )
     memory.add_argument(
         "--lookup-interval",
-        type=_count(1),
+        type=count(1),
         metavar="N",
         help="look blocks up at every N-th token that is written (default: 1)",
     )
@@ -364,8 +363,8 @@ def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a text of yours to put facts into",
     )
-    calibrate.add_argument("--seed", type=_count(0), default=0, metavar="N", help="default: 0")
-    calibrate.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N")
+    calibrate.add_argument("--seed", type=count(0), default=0, metavar="N", help="default: 0")
+    calibrate.add_argument("--threads", type=count(1, MOST_THREADS), metavar="N")
     calibrate.add_argument("--json", action="store_true", help="print one JSON object")
     calibrate.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -373,15 +372,15 @@ def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
 def _add_common(ask: argparse.ArgumentParser) -> None:
     """What ``ask`` and ``chat`` share."""
     ask.add_argument("--model", default=EMBEDDED, help=f"{_MODEL_HELP} (default: {EMBEDDED})")
-    ask.add_argument("--max-new-tokens", type=_count(1), default=128, metavar="N")
+    ask.add_argument("--max-new-tokens", type=count(1), default=128, metavar="N")
     ask.add_argument(
         "--passages",
-        type=_count(0),
+        type=count(0),
         metavar="N",
         help="how many of the best passages are used",
     )
     ask.add_argument(
-        "--neighbours", type=_count(0), metavar="N", help="blocks taken along beside a passage"
+        "--neighbours", type=count(0), metavar="N", help="blocks taken along beside a passage"
     )
     ask.add_argument(
         "--use",
@@ -410,14 +409,14 @@ def _add_reading(ask: argparse.ArgumentParser) -> None:
     )
     ask.add_argument(
         "--ram-limit",
-        type=_checked(partial(byte_size, "it")),
+        type=checked(partial(byte_size, "it")),
         metavar="SIZE",
         help="of a document's file, so much stays in memory, such as 1GB",
     )
-    ask.add_argument("--threads", type=_count(1, MOST_THREADS), metavar="N", help="default: cores")
+    ask.add_argument("--threads", type=count(1, MOST_THREADS), metavar="N", help="default: cores")
     ask.add_argument(
         "--dtype",
-        type=_checked(partial(held_dtype, name="it")),
+        type=checked(partial(held_dtype, name="it")),
         help="how weights are held: float32, bfloat16, int8, q4, or stored: nearest to the file's "
         "own (default: bfloat16 or float32, whichever the CPU computes better)",
     )
@@ -433,44 +432,18 @@ def _add_memory(ask: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="the paper's settings (default: 1k, with --skim 512); the options below change single "
         "ones",
     )
-    memory.add_argument("--n-init", type=_count(0), metavar="N", help="first tokens, always seen")
-    memory.add_argument("--n-local", type=_count(1), metavar="N", help="tokens of the window")
-    memory.add_argument("--block-size", type=_count(1), metavar="N", help="tokens of a block")
+    memory.add_argument("--n-init", type=count(0), metavar="N", help="first tokens, always seen")
+    memory.add_argument("--n-local", type=count(1), metavar="N", help="tokens of the window")
+    memory.add_argument("--block-size", type=count(1), metavar="N", help="tokens of a block")
     memory.add_argument(
         "--exc-block-size",
-        type=_count(1),
+        type=count(1),
         metavar="N",
         help="tokens read at a time (default: the window's, at most --n-local)",
     )
     memory.add_argument(
         "--kv-dtype",
-        type=_checked(partial(kv_dtype_name, name="it")),
+        type=checked(partial(kv_dtype_name, name="it")),
         help="of keys and values: bfloat16 (default), float32 or int8",
     )
     return memory
-
-
-def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
-    """A converter for argparse: what ``check`` makes of a word."""
-
-    def convert(text: str) -> T:
-        try:
-            return check(text)
-        except (TypeError, ValueError) as problem:
-            raise argparse.ArgumentTypeError(str(problem)) from None
-
-    return convert
-
-
-def _count(low: int, high: int = LARGEST) -> Callable[[str], int]:
-    """A converter for argparse: a whole number in ``low`` ... ``high``."""
-
-    def convert(text: str) -> int:
-        try:
-            return integer("it", int(text), low, high)
-        except InvalidValue as problem:
-            raise argparse.ArgumentTypeError(str(problem)) from None
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"it must be a whole number, not {text!r}") from None
-
-    return convert

@@ -172,7 +172,7 @@ def _show_evidence(answer: Answer) -> None:
 
 def _chosen_by(passage: Passage) -> str:
     if not passage.layers:
-        return "chosen by name"
+        return "chosen by no layer alone"
     return f"chosen in {len(passage.layers)} layer{'s' if len(passage.layers) > 1 else ''}"
 
 

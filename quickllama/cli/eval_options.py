@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 
+from quickllama.cli.converters import checked, count
 from quickllama.config import WINDOWS
 from quickllama.cpu import MOST_THREADS
+from quickllama.dtypes import held_dtype, kv_dtype_name
 from quickllama.hub import EMBEDDED
 
 __all__ = ["add_eval"]
 
 
-def add_eval(command: argparse.ArgumentParser, count: Callable[..., Callable[[str], int]]) -> None:
-    """Add them; ``count``: makes converters of whole numbers."""
+def add_eval(command: argparse.ArgumentParser) -> None:
+    """Add them."""
     command.description = (
         "Makes texts with questions, answers them by one or several methods, and scores the "
         "answers. Results are kept as they come: the same command goes on where it stopped. "
@@ -44,8 +46,16 @@ def add_eval(command: argparse.ArgumentParser, count: Callable[..., Callable[[st
     data.add_argument("--seed", type=count(0), default=0, metavar="N", help="default: 0")
     model = command.add_argument_group("model and memory")
     model.add_argument("--model", default=EMBEDDED, help=f"default: {EMBEDDED}")
-    model.add_argument("--dtype", help="how weights are held, as in quickllama ask")
-    model.add_argument("--kv-dtype", help="of keys and values: bfloat16 (default), float32 or int8")
+    model.add_argument(
+        "--dtype",
+        type=checked(partial(held_dtype, name="it")),
+        help="how weights are held, as in quickllama ask",
+    )
+    model.add_argument(
+        "--kv-dtype",
+        type=checked(partial(kv_dtype_name, name="it")),
+        help="of keys and values: bfloat16 (default), float32 or int8",
+    )
     model.add_argument("--threads", type=count(1, MOST_THREADS), metavar="N")
     model.add_argument("--window", choices=tuple(WINDOWS), default="1k", help="default: 1k")
     model.add_argument("--question-weight", type=float, metavar="W", help="default: the model's")

@@ -30,7 +30,8 @@ class Passage:
     """Characters [start, end) of a document's text that an answer rests on.
 
     ``score`` says how far it stands out: with retrieval heads, standard deviations above the
-    document's mean, averaged over the heads (:mod:`quickllama.documents.retrieval`), less how much
+    document's mean, averaged over the heads (:mod:`quickllama.documents.retrieval`), more for the
+    question's names (:mod:`quickllama.documents.names`), less how much
     better the sentence of another passage suits the question
     (:mod:`quickllama.documents.judgement`); with the paper's lookups the share of them (layers
     times tokens) that chose it, 0 to 1. ``layers``: the layers whose heads or lookups chose it.
@@ -54,6 +55,7 @@ class Answer:
     * ``text``; ``tokens``: the ids of all that the model wrote, without the one that ended it.
     * ``finish_reason``: ``"stop"``, ``"length"`` (``max_new_tokens`` were not enough) or
       ``"repetition"`` (the model went round in a circle).
+    * ``history``: the questions before it by which passages were sought, too.
     * ``seconds`` from the question to the last token, ``first_token_seconds`` to the first one.
     * ``evidence``: passages, best first. ``confidence``: how likely it is that the document holds
       the answer, 0 to 1, from how far the best passage stands out; None if nothing was calibrated
@@ -77,6 +79,7 @@ class Answer:
     evidence: list[Passage]
     retrieval: str = "heads"
     finish_reason: str = "stop"
+    history: tuple[str, ...] = ()
     ranking: Ranking | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -89,6 +92,7 @@ class Answer:
         plain = dataclasses.asdict(dataclasses.replace(self, ranking=None))
         del plain["ranking"]
         plain["notes"] = list(self.notes)
+        plain["history"] = list(self.history)
         plain["found"] = self.found
         for passage in plain["evidence"]:
             passage["layers"] = list(passage["layers"])

@@ -57,6 +57,7 @@ __all__ = [
     "heads_of",
     "hear_question",
     "read_by_memory",
+    "sought",
 ]
 
 USES = {"reread": None, "reposition": None, "memory": 16}
@@ -79,11 +80,6 @@ class Asking:
     write: Callable[[str], object] | None
     options: GenerationConfig
 
-    @property
-    def sought(self) -> str:
-        """What passages are sought by."""
-        return "\n".join([*self.history, self.question])
-
     @classmethod
     def of(
         cls,
@@ -92,7 +88,7 @@ class Asking:
         memory: MemoryConfig,
         *,
         skimmed: bool,
-        history: Sequence[str],
+        history: Sequence[str] | None,
         retrieval: str | None,
         use: str | None,
         passages: int | None,
@@ -126,11 +122,12 @@ class Asking:
             )
         if retrieval == "paper" and history:
             raise InvalidValue(
-                "history belongs to retrieval 'heads', which finds passages by it; by the paper "
-                "the question alone looks blocks up"
+                "history belongs to retrieval 'heads', which finds passages by it; here the "
+                "question alone is read"
             )
-        if isinstance(history, str):
-            raise InvalidType("history is a list of questions, not a string")
+        history = () if history is None else history
+        if isinstance(history, str) or not isinstance(history, Sequence):
+            raise InvalidType(f"history is a list of questions, not {type(history).__name__}")
         history = tuple(checked_question(earlier) for earlier in history)
         use = "reread" if use is None else checks.choice("use", use, tuple(USES))
         return cls(
@@ -243,6 +240,11 @@ class Snapshot:
         return self.text[start:end]
 
 
+def sought(question: str, history: Sequence[str]) -> str:
+    """What passages are sought by."""
+    return "\n".join([*history, question])
+
+
 def hear_question(
     session: Session, asked: NDArray[np.int64], span: Span, heads: Any
 ) -> NDArray[np.float32]:
@@ -283,17 +285,16 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
     if asking.retrieval == "paper":
         return _by_memory(model, snapshot, asking, started)
     heads, notes, rule = heads_of(model, snapshot)
-    sought, span = snapshot.form.suffix(model.tokenizer, asking.sought)
+    words = sought(asking.question, asking.history)
+    suffix, span = snapshot.form.suffix(model.tokenizer, words)
     if snapshot.skim is None:  # else the window is small, and nothing depends on it
         check_question_length(span[1] - span[0], snapshot.memory)
     session = snapshot.fork_whole()
-    queries = hear_question(session, sought, span, heads)
+    queries = hear_question(session, suffix, span, heads)
     ranking = rank_pieces(session, heads, queries, snapshot.grid)
-    ranking = dataclasses.replace(
-        ranking, named=named(asking.sought, snapshot.text, snapshot.starts)
-    )
+    ranking = dataclasses.replace(ranking, named=named(words, snapshot.text, snapshot.starts))
     heard = _Heard(snapshot, session, queries, ranking)
-    asked = Asked(snapshot.opening(model), asking.sought)
+    asked = Asked(snapshot.opening(model), words)
     judgement = judge(heard.ranking, lambda piece: asked.bond(heard.words(piece)))
     ranking = judgement.ranking
     evidence = [
@@ -343,6 +344,7 @@ def _answer(
         evidence,
         asking.retrieval,
         reply.finish_reason,
+        asking.history,
         ranking,
     )
 

@@ -170,7 +170,7 @@ class Document:
         question: str | None = None,
         *,
         stream: bool | Callable[[str], object] | None = None,
-        history: Sequence[str] = (),
+        history: Sequence[str] | None = None,
         retrieval: str | None = None,
         use: str | None = None,
         passages: int | None = None,
@@ -223,7 +223,8 @@ class Document:
         if stream is True:
             write_safely("\n")
         notes = (*answer.notes, *self._notes)
-        if asking.retrieval == "paper" and self.question not in (None, asking.question):
+        led = asking.retrieval == "paper" and self.memory.mode == "qllm"
+        if led and self.question not in (None, asking.question):
             notes += ("the text was read for another question, which led its memory",)
         return dataclasses.replace(answer, notes=notes)
 

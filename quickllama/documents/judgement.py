@@ -8,7 +8,8 @@ has nothing to do with the question (docs/retrieval.md has the numbers).
 
 Whether the text answers the question is told from three numbers: how far the best passage stands
 above what the best of so many pieces would reach by chance, and the two gains. They hardly depend
-on the length of the text.
+on the length of the text. A name of the question that the passage holds counts for the first,
+though calibration knows no names: a text that has it speaks of it.
 """
 
 from __future__ import annotations

@@ -34,10 +34,12 @@ _MOST_PLACES = 2000
 _JOINT = r"\.|::|->"
 _NAME = re.compile(rf"(?:--)?[^\W\d][\w-]*(?:(?:{_JOINT})[^\W\d]\w*)*")
 _LOOKS_LIKE_ONE = re.compile(rf"_|\d|[a-z][A-Z]|^--|{_JOINT}")
-_BEFORE = re.compile(
-    r"(?:\b(?:class|def|enum|fn|func|function|interface|namespace|struct|trait)\s+|#define\s+)$"
+_BEFORE = re.compile(  # a definition, at the beginning of a line
+    r"[\s|]*(?:(?:abstract|async|const|default|export|final|inline|private|protected|pub|public"
+    r"|static|unsafe)\s+)*(?:class|def|enum|fn|func|function|interface|namespace|struct|trait"
+    r"|#define)\s+"
 )
-_LONGEST_BEFORE = 12  # characters of that
+_LONGEST_BEFORE = 60  # characters of that
 _QUOTES = "`'\""
 
 
@@ -74,7 +76,8 @@ def _names(question: str) -> Iterator[tuple[str, bool]]:
     for match in _NAME.finditer(question):
         name = match[0].rstrip("-")
         parts = re.split(_JOINT, name)
-        for part in dict.fromkeys((name, *parts)):
+        whole = (name,) if max(map(len, parts)) >= _SHORTEST else ()  # not "p.m" and "e.g"
+        for part in dict.fromkeys((*whole, *parts)):
             if len(part) >= _SHORTEST:
                 yield part, len(parts) > 1 or _is_use(question, *match.span())
 
@@ -112,6 +115,9 @@ def _goes_on(sign: str) -> bool:
 
 def _is_use(text: str, start: int, end: int) -> bool:
     behind = text[end : end + 1]
-    before = text[max(start - _LONGEST_BEFORE, 0) : start]
-    quoted = behind != "" and behind in _QUOTES and before.endswith(behind)
-    return behind == "(" or quoted or _BEFORE.search(before) is not None
+    if behind == "(" or (behind != "" and behind in _QUOTES and text[start - 1 : start] == behind):
+        return True
+    line = text.rfind("\n", max(start - _LONGEST_BEFORE, 0), start) + 1
+    if line == 0 and start > _LONGEST_BEFORE:
+        return False
+    return _BEFORE.fullmatch(text, line, start) is not None

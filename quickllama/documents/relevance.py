@@ -1,9 +1,10 @@
 """How relevant each piece of a document is to a question: the rows and columns of pictures.
 
 Retrieval by heads: a row is z_h(b) of a retrieval head (:mod:`quickllama.documents.retrieval`), and
-the total is the mean over the rows: the score by which passages are found before they are judged
-(:mod:`quickllama.documents.judgement`). Or, for all layers, a row is the mean over all query heads
-of a layer, and the total is the same as before.
+the total is the mean over the rows with what names add (:mod:`quickllama.documents.names`): the
+score by which passages are found before they are judged (:mod:`quickllama.documents.judgement`).
+Or, for all layers, a row is the mean over all query heads of a layer, and the total is the same as
+before.
 
 The memory's own lookups, the paper's way: a row are the scores of a layer's lookup for the first
 token of the answer, s(b, H) + β s(b, Q), less their mean, by their standard deviation; the total is
@@ -19,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama.documents.answer import Answer
-from quickllama.documents.asking import Snapshot, heads_of, hear_question, read_by_memory
+from quickllama.documents.asking import Snapshot, heads_of, hear_question, read_by_memory, sought
+from quickllama.documents.names import named
 from quickllama.documents.retrieval import all_heads, rank_pieces, standard_scores
 from quickllama.errors import InvalidType, InvalidValue
 
@@ -94,7 +96,8 @@ def _by_heads(model: Model, snapshot: Snapshot, answer: Answer, all_layers: bool
     every = all_heads(model.n_layers, model.n_heads)
     all_layers = all_layers or len(chosen) == len(every)
     heads = every if all_layers else sorted(chosen)
-    suffix, span = snapshot.form.suffix(model.tokenizer, answer.question)
+    words = sought(answer.question, answer.history)
+    suffix, span = snapshot.form.suffix(model.tokenizer, words)
     session = snapshot.fork_whole()
     queries = hear_question(session, suffix, span, heads)
     ranking = rank_pieces(session, heads, queries, snapshot.grid)
@@ -108,7 +111,7 @@ def _by_heads(model: Model, snapshot: Snapshot, answer: Answer, all_layers: bool
         answer,
         tuple(rows),
         scores,
-        ranking.by(chosen).scores,
+        ranking.by(chosen).scores + named(words, snapshot.text, snapshot.starts),
         np.append(bounds[:, 0], bounds[-1, 1]),
         len(snapshot.offsets),
         _passages(snapshot, answer),

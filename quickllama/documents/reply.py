@@ -67,6 +67,7 @@ def write_reply(
     stream, words = TextStream(model.tokenizer), Words()
     tokens: list[int] = []
     parts: list[str] = []
+    written: list[str] = []
     first_at, ended, round_and_round = 0.0, False, False
 
     def say(piece: str) -> None:
@@ -82,13 +83,17 @@ def write_reply(
         if ended:
             break
         tokens.append(token)
-        say(words.push(stream.push([token])))
+        written.append(stream.push([token]))
+        say(words.push(written[-1]))
         round_and_round = goes_round(tokens)
         ended = words.over
         if ended or round_and_round:
             break
     if not words.over:
         say(words.push(stream.finish()) + words.finish())
+    stops = options.stop_strings or ()
+    stops = (stops,) if isinstance(stops, str) else stops
+    ended = ended or any(stop in "".join(written) for stop in stops)
     cut = not ended and len(tokens) == options.max_new_tokens
     reason = "repetition" if round_and_round and not ended else "length" if cut else "stop"
     return Reply("".join(parts).strip(), tokens, reason, first_at or time.perf_counter())

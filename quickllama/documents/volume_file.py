@@ -185,6 +185,7 @@ class VolumeFile:
         """Delete a new file that has no name yet."""
         with suppress(OSError):
             os.unlink(self.path.with_name(f".{self.path.name}.part"))
+        self.close()  # a kept traceback refers to it, and would keep its place on the disk
 
     @classmethod
     def open(cls, path: Path, *, write: bool) -> VolumeFile:
@@ -192,28 +193,35 @@ class VolumeFile:
         none; Busy if somebody else writes it (``write``: or reads it)."""
         flags = os.O_RDWR if write else os.O_RDONLY
         file = cls(_opened(path, flags | os.O_NONBLOCK, path), path)
-        if not os.path.isfile(path):
-            raise FileProblem(f"{path} is no regular file")
-        busy = (
-            f"{path} is in use by another document, in this process or in another one; close that "
-            "one first (document.close())"
-        )
-        file._lock(fcntl.LOCK_EX if write else fcntl.LOCK_SH, busy)
-        file._check_head()
+        try:
+            if not os.path.isfile(path):
+                raise FileProblem(f"{path} is no regular file")
+            busy = (
+                f"{path} is in use by another document, in this process or in another one; close "
+                "that one first (document.close())"
+            )
+            file._lock(fcntl.LOCK_EX if write else fcntl.LOCK_SH, busy)
+            file._look_at(write)
+        except BaseException:
+            file.close()  # or a kept traceback would lock it
+            raise
+        return file
+
+    def _look_at(self, write: bool) -> None:
+        self._check_head()
         for index, place in enumerate(_SLOT_PLACES):
-            file._slots[index] = Slot.unpacked(file.read(place, _SLOT.size))
-        newest = file._newest()
+            self._slots[index] = Slot.unpacked(self.read(place, _SLOT.size))
+        newest = self._newest()
         if newest is None:
-            raise FileProblem(f"{path} is damaged: it says nowhere where its state is")
-        size = os.fstat(file._fd).st_size
+            raise FileProblem(f"{self.path} is damaged: it says nowhere where its state is")
+        size = os.fstat(self._fd).st_size
         if size < newest.end:
             raise FileProblem(
-                f"{path} is shortened: it should have {newest.end:,} bytes and has {size:,}"
+                f"{self.path} is shortened: it should have {newest.end:,} bytes and has {size:,}"
             )
-        file._end = newest.end
-        if write and os.fstat(file._fd).st_nlink > 1:
-            file._take_first_name_away()
-        return file
+        self._end = newest.end
+        if write and os.fstat(self._fd).st_nlink > 1:
+            self._take_first_name_away()
 
     def _take_first_name_away(self) -> None:
         """Its writer ended between giving it its name and taking away the one it was made under."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +70,7 @@ class Tokenizer:
         self._digest: str | None = None
 
     @classmethod
-    def from_folder(cls, path: str | Path) -> Tokenizer:
+    def from_folder(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer of a HuggingFace folder.
 
         Reads tokenizer.json, and where they are there tokenizer_config.json,
@@ -79,12 +80,12 @@ class Tokenizer:
         Raises FileProblem for a missing or broken file, InvalidType or InvalidValue for wrong
         contents (of tokenizer.json: at the first use).
         """
-        if not isinstance(path, str | Path):
+        if not isinstance(path, str | os.PathLike):
             raise InvalidType(f"from_folder takes a path, not {type(path).__name__}")
         return cls(folder_source(path))
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, object] | str | Path) -> Tokenizer:
+    def from_gguf(cls, metadata: Mapping[str, object] | str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer of a GGUF file, from its path or its metadata: GGUF keys to Python values
         (arrays as sequences).
 
@@ -92,7 +93,7 @@ class Tokenizer:
         and SentencePiece BPE with byte tokens. Raises InvalidValue, InvalidType or MissingKey,
         naming the key, for anything else.
         """
-        if isinstance(metadata, str | Path):
+        if isinstance(metadata, str | os.PathLike):
             from quickllama.checkpoint import GGUFCheckpoint
 
             return GGUFCheckpoint(Path(metadata)).tokenizer()
@@ -396,7 +397,8 @@ class Tokenizer:
             return tokenizers.Tokenizer.from_str(backend.encoder.to_str())
 
     def __repr__(self) -> str:
-        return f"<quickllama.Tokenizer, {self.vocab_size} tokens>"
+        size = "not built yet" if self._built is None else f"{self.vocab_size} tokens"
+        return f"<quickllama.Tokenizer, {size}>"
 
     def __reduce__(self) -> NoReturn:
         raise InvalidType(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -209,7 +210,7 @@ def _build(folder: Path, config: Mapping[str, Any], names: Mapping[str, str]) ->
     return Backend(encoder, cuts, prefix, suffix, byte_level=decoder.get("type") == "ByteLevel")
 
 
-def folder_source(path: str | Path) -> TokenizerSource:
+def folder_source(path: str | os.PathLike[str]) -> TokenizerSource:
     """Read the small files of a HuggingFace folder; tokenizer.json itself is read by ``.build()``.
 
     Raises FileProblem for a missing or broken file, InvalidType or InvalidValue for wrong contents.
