@@ -19,9 +19,9 @@
  * state" on the other cannot both miss each other. */
 enum { IDLE, CALLED, RUNNING };
 
-/* Tasks take up to 150 KB (queries that meet keys): more than some systems give (musl: 128 KB), and
- * less than an application may have asked for everywhere. */
-enum { STACK_BYTES = 1 << 20 };
+/* Tasks take up to 150 KB (queries that meet keys), which is more than some systems give (musl: 128
+ * KB). A program's thread-local variables lie there, too: ThreadSanitizer's are most of 1 MB. */
+enum { STACK_BYTES = 4 << 20 };
 
 typedef struct worker {
     _Alignas(128) atomic_int state;
