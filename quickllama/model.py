@@ -36,7 +36,9 @@ class Model(_core.Model):
 
     Attributes: ``config`` (:class:`ModelConfig`), ``tokenizer``, ``dtype`` (how the matrices are
     held: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"q4"``; of a model made with ``"stored"``
-    what that came to, such as ``"q4+int8"``), ``n_threads``, ``nbytes``.
+    what that came to, such as ``"q4+int8"``), ``n_threads``, ``nbytes``, ``fingerprint`` (by which
+    retrieval heads are known to be this model's), ``weights_digest`` (of the weights as they were
+    given), ``cpu`` (the kernels and the BLAS that compute).
     """
 
     config: ModelConfig
