@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
 
@@ -41,13 +42,20 @@ def _members(module: object) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
+def _quietly(module: object) -> list[tuple[str, object]]:
+    """Its members, though looking at some tells that they will go."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return list(_members(module))
+
+
 @cache
 def functions() -> tuple[tuple[str, str, str], ...]:
     """Name, documentation and its first sentence of the library's functions and methods; of those
     that share a name, the first one."""
     found: dict[str, tuple[str, str]] = {}
     for module in map(importlib.import_module, MODULES):
-        for name, value in _members(module):
+        for name, value in _quietly(module):
             words = inspect.getdoc(value)
             if name in found or not words or not _NAME.fullmatch(name):
                 continue
