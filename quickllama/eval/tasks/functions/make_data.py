@@ -42,20 +42,10 @@ def _members(module: object) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def _quietly(module: object) -> list[tuple[str, object]]:
-    """Its members, though looking at some tells that they will go."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return list(_members(module))
-
-
-@cache
-def functions() -> tuple[tuple[str, str, str], ...]:
-    """Name, documentation and its first sentence of the library's functions and methods; of those
-    that share a name, the first one."""
+def _functions() -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for module in map(importlib.import_module, MODULES):
-        for name, value in _quietly(module):
+        for name, value in _members(module):
             words = inspect.getdoc(value)
             if name in found or not words or not _NAME.fullmatch(name):
                 continue
@@ -63,6 +53,16 @@ def functions() -> tuple[tuple[str, str, str], ...]:
             sentence = _SENTENCE.match(said)
             assert sentence is not None, "it matches any text"
             found[name] = f"{name}(...)\n    {said}\n", sentence[0]
+    return found
+
+
+@cache
+def functions() -> tuple[tuple[str, str, str], ...]:
+    """Name, documentation and its first sentence of the library's functions and methods; of those
+    that share a name, the first one."""
+    with warnings.catch_warnings():  # some tell that they will go when they are looked at
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = _functions()
     return tuple((name, *rest) for name, rest in found.items())
 
 
