@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +183,7 @@ def save_document(reading: Reading, path: Path) -> None:
 def facts_of(path: Path) -> dict[str, Any]:
     """What a document's file says of itself; its keys and values are not looked at. Raises
     FileProblem or Busy."""
-    with VolumeFile.open(path, write=False) as file:
+    with closing(VolumeFile.open(path, write=False)) as file:
         saved, file_bytes = Saved.of(file), file.nbytes
     memory, identity = saved.memory, saved.identity
     text = saved.array("text.text", np.uint8).tobytes().decode("utf-8", "replace")
@@ -208,7 +208,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 def held_as_in(path: str) -> str:
     """The ``dtype`` to load a model with, so that it can answer from the document in a file."""
-    with VolumeFile.open(checked_path(path), write=False) as file:
+    with closing(VolumeFile.open(checked_path(path), write=False)) as file:
         dtype = Saved.of(file).identity.dtype
     return dtype if dtype in WEIGHT_DTYPES else "stored"
 

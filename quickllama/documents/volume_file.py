@@ -19,8 +19,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 from quickllama.errors import Busy, FileProblem
 
@@ -112,17 +111,6 @@ class VolumeFile:
         """Close the file and let others use it, though mappings of it may stay."""
         with suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
         self.close()
 
     def fileno(self) -> int:
