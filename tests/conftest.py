@@ -30,6 +30,12 @@ def automatic_variant() -> Iterator[None]:
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a test's document lies."""
+    return tmp_path / "book.qlm"
+
+
+@pytest.fixture
 def kv_dtypes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """How each session keeps keys and values that a model makes from now on."""
     made: list[str] = []

@@ -18,11 +18,6 @@ def model(folder: Path) -> ql.Model:
     return loaded_model(folder)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "book.qlm"
-
-
 def test_a_closed_document_gives_up_its_memory(model: ql.Model) -> None:
     document = read(model)
     held, empty = document.nbytes, model.session(ql.MemoryConfig(mode="full")).nbytes

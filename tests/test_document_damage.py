@@ -33,11 +33,6 @@ def model(folder: Path) -> ql.Model:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "book.qlm"
-
-
-@pytest.fixture
 def saved(model: ql.Model, path: Path) -> Path:
     read(model).save(path)
     return path

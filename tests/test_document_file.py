@@ -49,11 +49,6 @@ def model(folder: Path) -> ql.Model:
     return loaded_model(folder)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "book.qlm"
-
-
 def read(model: ql.Model, text: Any = TEXT, **options: Any) -> ql.Document:
     return model.read(text, **{"memory": MEMORY, "title": "Sylt", **options})
 
