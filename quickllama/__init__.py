@@ -25,7 +25,7 @@ except ModuleNotFoundError as problem:
         name=problem.name,
     ) from None
 from quickllama.config import GenerationConfig, MemoryConfig, ModelConfig
-from quickllama.documents.answer import Answer, Passage
+from quickllama.documents.answer import Answer, AnswerStream, Passage
 from quickllama.documents.head_store import RetrievalHeads
 from quickllama.errors import (
     Busy,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "AnswerStream",
     "Busy",
     "Document",
     "Error",
@@ -84,3 +85,7 @@ def __getattr__(name: str) -> object:
 
         return version("quickllama")
     raise AttributeError(f"module 'quickllama' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

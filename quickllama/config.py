@@ -18,6 +18,7 @@ __all__ = [
     "KV_DTYPE",
     "MODES",
     "WINDOWS",
+    "AskOptions",
     "GenerationConfig",
     "GenerationOptions",
     "MemoryConfig",
@@ -351,3 +352,14 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
     eos_token_id: int | Iterable[int] | None
     stop_strings: str | Sequence[str] | None
+
+
+class AskOptions(GenerationOptions, total=False):
+    """What a document may be asked with besides: see :meth:`quickllama.Document.ask`."""
+
+    history: Sequence[str] | None
+    retrieval: str | None
+    use: str | None
+    passages: int | None
+    neighbours: int | None
+    always_answer: bool

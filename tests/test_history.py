@@ -33,13 +33,13 @@ def test_passages_by_all_and_an_answer_to_the_last(
     joined = document.ask(f"{first}\n{second}", **options)
     alone = document.ask(second, **options)
     prompts: list[str] = []
-    write = asking.write_reply
+    reply = asking.replying
 
-    def write_reply(*given: Any) -> Any:
+    def replying(*given: Any) -> Any:
         prompts.append(model.tokenizer.decode(given[3]))
-        return write(*given)
+        return reply(*given)
 
-    monkeypatch.setattr(asking, "write_reply", write_reply)
+    monkeypatch.setattr(asking, "replying", replying)
     answer = document.ask(second, history=[f" {first} "], **options)
     assert answer.question == second
     assert second in prompts[0] and first not in prompts[0]

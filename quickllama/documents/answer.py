@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+from quickllama.errors import InvalidValue
 
 if TYPE_CHECKING:
     from quickllama.documents.retrieval import Ranking
 
-__all__ = ["NOT_FOUND", "Answer", "Passage", "Span", "merge", "sentences", "widen"]
+__all__ = ["NOT_FOUND", "Answer", "AnswerStream", "Passage", "Span", "merge", "sentences", "widen"]
 
 NOT_FOUND = "Not found in the document."
 """The text of an answer when no passage stands out."""
@@ -107,6 +109,39 @@ class Answer:
     def __str__(self) -> str:
         """The answer's text."""
         return self.text
+
+
+class AnswerStream(Iterator[str]):
+    """An answer while it comes, made by :meth:`quickllama.Document.stream`: an iterator over the
+    pieces of its text. One thread at a time."""
+
+    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
+        self._pieces = pieces
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._answer = self._answer or end.value
+            raise
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; what was not iterated over yet is waited for. Raises InvalidValue if
+        the iteration was given up before, by :meth:`close` or an error."""
+        for _ in self:
+            pass
+        if self._answer is None:
+            raise InvalidValue("the answer was given up before its end; ask again")
+        return self._answer
+
+    def close(self) -> None:
+        """Give up what is left of the answer."""
+        self._pieces.close()
 
 
 def widen(text: str, start: int, end: int) -> Span:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from quickllama.documents.answer import NOT_FOUND, Answer, Passage, Span, merge,
 from quickllama.documents.judgement import FEWEST_PIECES, Asked, Opening, judge
 from quickllama.documents.names import named
 from quickllama.documents.passages import retrieved_passages
-from quickllama.documents.reply import Reply, write_reply
+from quickllama.documents.reply import Reply, replying
 from quickllama.documents.retrieval import (
     Grid,
     Ranking,
@@ -26,7 +26,6 @@ from quickllama.documents.retrieval import (
     rank_pieces,
     strongest,
 )
-from quickllama.documents.writing import writer
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.generation import (
     Piece,
@@ -53,7 +52,7 @@ __all__ = [
     "USES",
     "Asking",
     "Snapshot",
-    "answer_question",
+    "answering",
     "heads_of",
     "hear_question",
     "read_by_memory",
@@ -63,7 +62,7 @@ __all__ = [
 USES = {"reread": None, "reposition": None, "memory": 16}
 """Ways to use a ranking, and how many of the best pieces each takes; None: those that stand out."""
 
-_OPTIONS = ("stream", "history", "retrieval", "use", "passages", "neighbours", "always_answer")
+_OPTIONS = ("history", "retrieval", "use", "passages", "neighbours", "always_answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,6 @@ class Asking:
     passages: int | None  # None: those that stand out
     neighbours: int
     always_answer: bool
-    write: Callable[[str], object] | None
     options: GenerationConfig
 
     @classmethod
@@ -94,7 +92,6 @@ class Asking:
         passages: int | None,
         neighbours: int | None,
         always_answer: bool,
-        stream: object,
         options: dict[str, Any],
     ) -> Asking:
         """Check what the caller wants against what the document's memory can."""
@@ -138,7 +135,6 @@ class Asking:
             USES[use] if passages is None else checks.integer("passages", passages, 0),
             0 if neighbours is None else checks.integer("neighbours", neighbours, 0),
             always_answer,
-            writer(stream),
             options_from(options, _OPTIONS),
         )
 
@@ -279,11 +275,12 @@ class _Heard:
         return self.snapshot.text[slice(*(self.sentence(*span) or span))]
 
 
-def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
-    """Answer by retrieval heads, or by the memory's own lookups."""
+def answering(model: Model, snapshot: Snapshot, asking: Asking) -> Generator[str, None, Answer]:
+    """The answer's text piece by piece, and the answer: by retrieval heads, or by the memory's own
+    lookups."""
     started = time.perf_counter()
     if asking.retrieval == "paper":
-        return _by_memory(model, snapshot, asking, started)
+        return (yield from _by_memory(model, snapshot, asking, started))
     heads, notes, rule = heads_of(model, snapshot)
     words = sought(asking.question, asking.history)
     suffix, span = snapshot.form.suffix(model.tokenizer, words)
@@ -309,8 +306,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
             f"no passage stands out (confidence {confidence:.2f}, {rule.threshold:.2f} needed)"
         )
         if not asking.always_answer:
-            if asking.write is not None:
-                asking.write(NOT_FOUND)
+            yield NOT_FOUND
             refused = Reply(NOT_FOUND, [], "stop", time.perf_counter())
             return _answer(asking, refused, started, notes, confidence, evidence, ranking)
     suffix, _ = snapshot.form.suffix(model.tokenizer, asking.question)
@@ -320,7 +316,7 @@ def answer_question(model: Model, snapshot: Snapshot, asking: Asking) -> Answer:
         session, logits, prompt = _reposition(session, snapshot, ranking, asking, suffix)
     else:
         session, logits, prompt = _remember(snapshot, ranking, asking, suffix)
-    reply = write_reply(model, session, logits, prompt, asking.options, asking.write)
+    reply = yield from replying(model, session, logits, prompt, asking.options)
     return _answer(asking, reply, started, notes, confidence, evidence, ranking)
 
 
@@ -455,15 +451,17 @@ def _feed_suffix(session: Session, suffix: NDArray[np.int64]) -> NDArray[np.floa
     return session.feed(suffix[-1:])
 
 
-def _by_memory(model: Model, snapshot: Snapshot, asking: Asking, started: float) -> Answer:
+def _by_memory(
+    model: Model, snapshot: Snapshot, asking: Asking, started: float
+) -> Generator[str, None, Answer]:
     """The memory's own way: the paper's lookups, or none in modes without blocks."""
     memory = snapshot.memory
     session, logits, ids = read_by_memory(model, snapshot, asking.question)
     answer_at = len(session) - 1
-    reply = write_reply(model, session, logits, ids, asking.options, asking.write)
-    answering = (record for record in session.trace if record.first_token >= answer_at)
+    reply = yield from replying(model, session, logits, ids, asking.options)
+    lookups = (record for record in session.trace if record.first_token >= answer_at)
     found = retrieved_passages(
-        answering, snapshot.text, snapshot.offsets, snapshot.text_start, memory
+        lookups, snapshot.text, snapshot.offsets, snapshot.text_start, memory
     )
     notes = []
     if memory.mode not in ("infllm", "qllm"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from types import TracebackType
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from quickllama import checks
 from quickllama.arrays import token_ids
-from quickllama.config import GenerationOptions, MemoryConfig
-from quickllama.documents.answer import Answer, Span
-from quickllama.documents.asking import Asking, Snapshot, answer_question
+from quickllama.config import AskOptions, GenerationOptions, MemoryConfig
+from quickllama.documents.answer import Answer, AnswerStream, Span
+from quickllama.documents.asking import Asking, Snapshot, answering
 from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.keeping import Keeper, Reading
 from quickllama.documents.relevance import relevance_of
 from quickllama.documents.source import Source, parts_of
-from quickllama.documents.writing import write_safely
+from quickllama.documents.writing import write_safely, writer
 from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
@@ -182,6 +182,7 @@ class Document:
 
         * ``question``: None: the one that the text was read for.
         * ``stream``: True: print the answer as it comes; or called with each piece of its text.
+          :meth:`stream` gives the pieces to a loop.
         * ``history``: questions of the conversation so far, such as the last two. Passages are
           sought by all of them, so that this one may say "it"; only this one is answered.
         * ``retrieval``: ``"heads"``: one ranking of passages by retrieval heads; ``"paper"``:
@@ -201,6 +202,35 @@ class Document:
 
         Raises InvalidType or InvalidValue, and Busy in what :meth:`append` calls.
         """
+        write = writer(stream)
+        pieces = self.stream(
+            question,
+            history=history,
+            retrieval=retrieval,
+            use=use,
+            passages=passages,
+            neighbours=neighbours,
+            always_answer=always_answer,
+            **options,
+        )
+        for piece in pieces:
+            if write is not None:
+                write(piece)
+        if stream is True:
+            write_safely("\n")
+        return pieces.answer
+
+    def stream(self, question: str | None = None, **options: Unpack[AskOptions]) -> AnswerStream:
+        """The answer while it comes: iterate over the pieces of its text, then take ``answer``.
+
+            for piece in (pieces := book.stream("Where was the treasure buried?")):
+                print(piece, end="", flush=True)
+            pieces.answer.evidence
+
+        Arguments are those of :meth:`ask`, and are checked at once; the document is asked as it
+        stands now. Work is done only while the next piece is waited for, and no more of it once the
+        iteration is given up. Raises what :meth:`ask` raises.
+        """
         if question is None:
             if self.question is None:
                 raise InvalidValue("the document was read without a question; ask one")
@@ -210,18 +240,18 @@ class Document:
             self.question,
             self.memory,
             skimmed=self.skimmed,
-            history=history,
-            retrieval=retrieval,
-            use=use,
-            passages=passages,
-            neighbours=neighbours,
-            always_answer=checks.flag("always_answer", always_answer),
-            stream=stream,
+            history=options.pop("history", None),
+            retrieval=options.pop("retrieval", None),
+            use=options.pop("use", None),
+            passages=options.pop("passages", None),
+            neighbours=options.pop("neighbours", None),
+            always_answer=checks.flag("always_answer", options.pop("always_answer", False)),
             options=dict(options),
         )
-        answer = answer_question(self.model, self._snapshot(), asking)
-        if stream is True:
-            write_safely("\n")
+        return AnswerStream(self._answering(self._snapshot(), asking))
+
+    def _answering(self, snapshot: Snapshot, asking: Asking) -> Generator[str, None, Answer]:
+        answer = yield from answering(self.model, snapshot, asking)
         notes = (*answer.notes, *self._notes)
         led = asking.retrieval == "paper" and self.memory.mode == "qllm"
         if led and self.question not in (None, asking.question):

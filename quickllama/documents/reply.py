@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quickllama._core import Session
     from quickllama.model import Model
 
-__all__ = ["Reply", "Words", "goes_round", "write_reply"]
+__all__ = ["Reply", "Words", "goes_round", "replying"]
 
 _LABEL = POINTED_OUT.partition("{passages}")[2].partition("{sentence}")[0].strip()
 _END = QUESTION_LEAD.rstrip()
@@ -53,27 +53,21 @@ class Reply:
         return []
 
 
-def write_reply(
+def replying(
     model: Model,
     session: Session,
     logits: NDArray[np.float32],
     prompt: NDArray[np.int64],
     options: GenerationConfig,
-    write: Callable[[str], object] | None,
-) -> Reply:
-    """Let the model go on from ``logits`` [V], after ``session`` has read ``prompt`` [n]; ``write``
-    is called with each piece of the answer."""
+) -> Generator[str, None, Reply]:
+    """Let the model go on from ``logits`` [V], after ``session`` has read ``prompt`` [n]: the
+    answer piece by piece, and what it came to."""
     ends = options.ends(model.eos_token_ids)
     stream, words = TextStream(model.tokenizer), Words()
     tokens: list[int] = []
     parts: list[str] = []
     written: list[str] = []
     first_at, ended, round_and_round = 0.0, False, False
-
-    def say(piece: str) -> None:
-        parts.append(piece)
-        if write is not None and piece:
-            write(piece)
 
     for token in iter_tokens(
         session, logits, options, prompt=prompt, eos_token_ids=ends, tokenizer=model.tokenizer
@@ -84,13 +78,17 @@ def write_reply(
             break
         tokens.append(token)
         written.append(stream.push([token]))
-        say(words.push(written[-1]))
+        parts.append(words.push(written[-1]))
+        if parts[-1]:
+            yield parts[-1]
         round_and_round = goes_round(tokens)
         ended = words.over
         if ended or round_and_round:
             break
     if not words.over:
-        say(words.push(stream.finish()) + words.finish())
+        parts.append(words.push(stream.finish()) + words.finish())
+        if parts[-1]:
+            yield parts[-1]
     stops = options.stop_strings or ()
     stops = (stops,) if isinstance(stops, str) else stops
     ended = ended or any(stop in "".join(written) for stop in stops)
