@@ -22,11 +22,13 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 KERNELS = Path("csrc/kernels")
@@ -59,6 +61,7 @@ class BuildExt(build_ext):
         """Compile and link one extension."""
         compile_files = self.compiler.compile
         flags = kernel_flags()
+        self._check_compiler({word for words in flags.values() for word in words})
 
         def compile_one(source: str, options: dict[str, Any]) -> list[str]:
             path = Path(source)
@@ -77,6 +80,19 @@ class BuildExt(build_ext):
             super().build_extension(ext)
         finally:
             self.compiler.compile = compile_files
+
+    def _check_compiler(self, flags: set[str]) -> None:
+        """Say at once, in a sentence, that the compiler is too old, or that headers are missing."""
+        with TemporaryDirectory() as folder:
+            probe = Path(folder) / "probe.c"
+            probe.write_text("#include <Python.h>\n", "utf-8")
+            try:
+                self.compiler.compile([str(probe)], folder, extra_postargs=sorted(flags))
+            except CompileError as problem:
+                raise SystemExit(
+                    "QuickLLaMA is built by gcc 11 or clang 14, or later ones (CC names another "
+                    f"one), with Python's headers (python3-dev): {problem}"
+                ) from problem
 
     def run(self) -> None:
         """Build all extensions, then put OpenBLAS where they look for it."""

@@ -67,13 +67,21 @@ static bool has_avx_vnni(void) {
 }
 #endif
 
+#if defined(__x86_64__)
+/* Asked of the CPU itself, as has_avx_vnni: clang 14 has no name for it. */
+static bool has_half_floats(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
+
 /* The variants that run on this CPU and operating system, best first; returns how many. */
 static int runnable(const ql_kernels *tables[QL_MAX_VARIANTS]) {
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("f16c");
+    bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_half_floats();
 #ifndef QL_ONLY_AVX2
     if (avx2) n = runnable_avx512(tables);
     if (avx2 && has_avx_vnni()) tables[n++] = &ql_kernels_avxvnni;
