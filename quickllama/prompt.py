@@ -114,10 +114,14 @@ class PromptForm:
         return "{question}" in self.before
 
     def prefix(
-        self, tokenizer: Tokenizer, question: str | None = None
+        self,
+        tokenizer: Tokenizer,
+        question: str | None = None,
+        frame: ChatFrame | None = None,
     ) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
-        """Ids of everything before the text, and the (start, end) of the question in them."""
-        frame = ChatFrame.of(tokenizer)
+        """Ids of everything before the text, and the (start, end) of the question in them;
+        ``frame``: that of the chat template at an earlier time, if it tells the time."""
+        frame = ChatFrame.of(tokenizer) if frame is None else frame
         words, first, rest = self.before.partition("{question}")
         ids = frame.prefix_ids(tokenizer, words)
         if not first:

@@ -110,15 +110,16 @@ def test_either_slot_of_a_kept_document_is_enough(model: ql.Model, path: Path) -
         assert_same_bits(model.load_document(path), read(model))
 
 
-def rewritten(path: Path, **changes: Any) -> None:
+def rewritten(path: Path, prefix: list[int] | None = None, **changes: Any) -> None:
     """The same file with another table, and with the right checksums."""
     file = VolumeFile.open(path, write=True)
     record = StateRecord.unpacked(file.state(), str(path))
     table = {**record.table, **changes}
     dropped = {key for key, value in changes.items() if value is ...}
-    file.commit(
-        StateRecord({k: table[k] for k in table if k not in dropped}, record.arrays).buffers()
-    )
+    arrays = dict(record.arrays)
+    if prefix is not None:
+        arrays["prefix"] = np.array(prefix, dtype=np.int32)
+    file.commit(StateRecord({k: table[k] for k in table if k not in dropped}, arrays).buffers())
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,9 @@ def rewritten(path: Path, **changes: Any) -> None:
         {"counters": {}},
         {"counters": ...},
         {"slabs": {"first": 1}},
+        {"prefix": [-1] * 90},
+        {"prefix": [10**6] * 90},
+        {"prefix": []},
         {"text": {"tail": -1, "dropped": False, "stream_from": None}},
         {"text": {"tail": 10**9, "dropped": False, "stream_from": None}},
         {"text": {"tail": "x", "dropped": False, "stream_from": None}},

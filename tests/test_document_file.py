@@ -24,6 +24,7 @@ from test_document import (
 )
 from test_skim import EVERY_HEAD, assert_same_numbers
 from test_skim import MEMORY as SKIM_MEMORY
+from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents import keeping
@@ -415,3 +416,37 @@ def test_settings_stay(model: ql.Model, path: Path) -> None:
     loaded = model.load_document(path)
     assert loaded._form.after == " B {question} C" and loaded._session.kv_dtype == "float32"
     assert PASSAGES_PROMPT and state(loaded)[0] == TEXT
+
+
+@pytest.mark.parametrize("question", [None, QUESTION])
+def test_a_chat_template_that_tells_the_date(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, question: str | None
+) -> None:
+    """Llama 3's does: what was read goes on the next day, as it began."""
+    dated = "{{ strftime_now('%d %b') }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
+    write_folder(tmp_path / "dated", template=dated)
+    model = loaded_model(tmp_path / "dated")
+    options: dict[str, Any] = {"question": question, "memory": MEMORY if not question else PAPER}
+
+    def today(date: str) -> None:
+        monkeypatch.setattr("quickllama.chat._strftime_now", lambda form: date)
+        monkeypatch.setattr(model, "_tokenizer", None)
+
+    today("30 Nov")
+    document = read(model, **options)
+    document.save(path)
+    short = read(model, "Kurz.", **options)  # nothing of it is computed yet
+    short.save(path.with_name("short"))
+    with pytest.raises(KeyboardInterrupt):
+        read(model, **options, store=path.with_name("kept"), progress=stop_after(900))
+    today("1st of December, Tuesday")
+    loaded = model.load_document(path)
+    assert_same_bits(loaded, document)
+    assert same(
+        loaded.ask(question or QUESTION, max_new_tokens=6),
+        document.ask(question or QUESTION, max_new_tokens=6),
+    )
+    again = model.load_document(path.with_name("short"))
+    assert_same_bits(again, short)
+    assert_same_bits(read(model, store=path.with_name("kept"), **options), document)
+    assert not np.array_equal(read(model, "Kurz.", **options)._prefix, short._prefix)

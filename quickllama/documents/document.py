@@ -333,9 +333,19 @@ class Document:
             complete=self._complete,
         )
 
-    def _goes_on(self, text: GrowingText, complete: bool) -> None:
-        """Its session stands where another one stood; so does its text, of which nothing is
-        missing if it is ``complete``."""
+    def _goes_on(self, prefix: NDArray[np.int64], text: GrowingText, complete: bool) -> None:
+        """Its session stands where another one stood; so do the tokens before its text, and the
+        text, of which nothing is missing if it is ``complete``.
+
+        The prefix may be other tokens than today's: there are chat templates that tell the date.
+        """
+        if self._span is not None:
+            later = len(prefix) - len(self._prefix)
+            start, end = self._span[0] + later, self._span[1] + later
+            if start < 0 or not np.array_equal(prefix[start:], self._prefix[self._span[0] :]):
+                raise InvalidValue("its question stands elsewhere than in this model's prompt")
+            self._span = start, end
+        self._prefix = prefix
         self._text = text
         self._complete = complete
 

@@ -129,9 +129,14 @@ def _restore(
         file.check(extent for part in PARTS for extent in slabs[part])
     reading = document._reading()
     room = Room(_core.Volume(file.fileno(), budget), budget)
-    saved.restore(reading.session, reading.prefix, room.volume)
-    text = saved.text(document.model)
-    document._goes_on(text, bool(saved["complete"]))
+    saved.restore(reading.session, room.volume)
+    prefix, text = saved.prefix(document.model), saved.text(document.model)
+    if len(reading.session) > len(prefix) + len(text):
+        raise FileProblem(f"{saved.name} holds more tokens than its text; read the text anew")
+    try:
+        document._goes_on(prefix, text, bool(saved["complete"]))
+    except InvalidValue as problem:
+        raise FileProblem(f"{saved.name} makes no sense: {problem}; read the text anew") from None
     room.fit(reading.session, text)
     if keeps:
         keeper = Keeper(file, room)

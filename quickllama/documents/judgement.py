@@ -24,7 +24,13 @@ from numpy.typing import NDArray
 
 from quickllama.config import MemoryConfig
 from quickllama.documents.retrieval import Ranking
-from quickllama.prompt import DOCUMENT_PROMPT, PASSAGES_PROMPT, PromptForm, text_tokens
+from quickllama.prompt import (
+    DOCUMENT_PROMPT,
+    PASSAGES_PROMPT,
+    ChatFrame,
+    PromptForm,
+    text_tokens,
+)
 
 if TYPE_CHECKING:
     from quickllama._core import Session
@@ -131,7 +137,8 @@ class Opening:
 
     def __init__(self, model: Model, kv_dtype: str | None = None) -> None:
         self.tokenizer = model.tokenizer
-        before, _ = PromptForm.of(DOCUMENT_PROMPT).prefix(self.tokenizer)
+        self._frame = ChatFrame.of(self.tokenizer)
+        before, _ = PromptForm.of(DOCUMENT_PROMPT).prefix(self.tokenizer, frame=self._frame)
         asked = self._asked_prefix("?")
         # Both prompts begin alike; their last tokens are read apart for the logits after them.
         most = min(len(before), len(asked)) - 1
@@ -156,7 +163,7 @@ class Opening:
         return session, session.feed(self._asked_prefix(question)[len(session) :])
 
     def _asked_prefix(self, question: str) -> NDArray[np.int64]:
-        return PromptForm.of(PASSAGES_PROMPT).prefix(self.tokenizer, question)[0]
+        return PromptForm.of(PASSAGES_PROMPT).prefix(self.tokenizer, question, self._frame)[0]
 
 
 class Asked:

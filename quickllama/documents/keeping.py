@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 import quickllama
 from quickllama import _core
+from quickllama.arrays import token_ids
 from quickllama.config import MemoryConfig
 from quickllama.documents.growing_text import GrowingText
 from quickllama.documents.head_store import SkimHeads, skim_heads_of
 from quickllama.documents.identity import ModelIdentity
 from quickllama.documents.state_record import StateRecord
 from quickllama.documents.volume_file import Extent, VolumeFile
-from quickllama.errors import FileProblem, InvalidValue
+from quickllama.errors import FileProblem
 from quickllama.prompt import PromptForm
 
 if TYPE_CHECKING:
@@ -291,17 +292,16 @@ class Saved:
             }
             return GrowingText.restored(model.tokenizer, StateRecord(table["text"], arrays))
 
-    def restore(
-        self, session: _core.Session, prefix: NDArray[np.int64], volume: _core.Volume
-    ) -> None:
-        """Make the empty ``session`` stand where the saved one stood. Raises InvalidValue if the
-        tokens before the text are other ones."""
+    def prefix(self, model: Model) -> NDArray[np.int64]:
+        """The tokens before the text."""
         with self._sense():
-            same = np.array_equal(self.record.array("prefix", np.int32), prefix)
-        if not same:
-            raise InvalidValue(
-                f"{self.name} begins with other tokens than this model's prompt; read the text anew"
-            )
+            ids = self.record.array("prefix", np.int32)
+            if not len(ids):  # a prompt that begins with the text
+                return ids.astype(np.int64)
+            return token_ids(ids, model.vocab_size, "prefix")[0]
+
+    def restore(self, session: _core.Session, volume: _core.Volume) -> None:
+        """Make the empty ``session`` stand where the saved one stood."""
         with self._sense() as table:
             counters = tuple(int(table["counters"][name]) for name in COUNTERS)
             if counters[0] == 0:
