@@ -29,7 +29,7 @@ from quickllama.documents.keeping import Keeper, Reading
 from quickllama.documents.relevance import relevance_of
 from quickllama.documents.source import Source, parts_of
 from quickllama.documents.writing import write_safely, writer
-from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage
+from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage, warn
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
 from quickllama.prompt import PromptForm, checked_question
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Document", "Source"]
 
 _SLAB = 1 << 16  # characters given to the tokenizer at a time
+_LONG_TAIL = 1 << 16  # characters without a certain token that are worth telling
 
 
 class Document:
@@ -139,6 +140,7 @@ class Document:
                 self._feed_full_chunks(show)
             self._feed_full_chunks(show)
             self._text.settle()
+            self._warn_of_uncertain_tokens()
             if show is not None:
                 known = len(self._prefix) + len(self._text)
                 show(known, known)
@@ -458,6 +460,15 @@ class Document:
                 self._complete = False
                 self._text.add(part[start : start + _SLAB])
             yield
+
+    def _warn_of_uncertain_tokens(self) -> None:
+        length = self._text.tail_characters
+        if length > _LONG_TAIL:
+            warn(
+                f"the last {length:,} characters of the text hold no place at which it can be cut "
+                "without changing its tokens, as far as this tokenizer is known: they are read by "
+                "the first question, and again after the document is loaded from a file"
+            )
 
     def _unheard(self) -> Span | None:
         """The question, unless the session knows where it is: from its first chunk on."""

@@ -55,7 +55,7 @@ class GrowingText:
     it meanwhile.
 
     The tokens of the last characters depend on what follows them, so they are not certain until a
-    safe place to cut comes (``quickllama/tokenizer/cuts.py``). Nothing in a text is a special
+    place to cut comes (``quickllama/tokenizer/cuts.py``). Nothing in a text is a special
     token.
 
     An exception may come between any two statements (Ctrl-C). So what counts is one value, which is
@@ -145,6 +145,11 @@ class GrowingText:
         """All tokens if the text ends here."""
         counted = self._counted
         return counted.tokens + len(self._encode(counted, counted.tail)[0])
+
+    @property
+    def tail_characters(self) -> int:
+        """How many characters at the end have no certain tokens."""
+        return len(self._counted.tail)
 
     def tail(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What the tokens of the uncertain end are if the text ends here: ids int64 [n], their

@@ -17,7 +17,15 @@ import tokenizers
 from quickllama.chat import ChatTemplate
 from quickllama.errors import InvalidType, InvalidValue
 from quickllama.tokenizer.backend import Backend, TokenizerSource
-from quickllama.tokenizer.cuts import SPACE, AddedTokens, CutRule, Piece, cut_text, last_cut
+from quickllama.tokenizer.cuts import (
+    SPACE,
+    AddedTokens,
+    CutRule,
+    Piece,
+    cut_text,
+    last_cut,
+    tried_cut,
+)
 from quickllama.tokenizer.folder import folder_source, object_source
 from quickllama.tokenizer.gguf import gguf_source
 from quickllama.tokenizer.stream import MAX_ID, TextStream, check_ids
@@ -26,6 +34,7 @@ __all__ = ["TextStream", "Tokenizer", "checked_text"]
 
 # Long enough to cost nothing, short enough that one piece takes some megabytes.
 PIECE_CHARACTERS = 1 << 16
+TRIED_CHARACTERS = 1 << 12  # of a growing text without a safe place
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -356,9 +365,13 @@ class Tokenizer:
         """The last place where a text that may still go on can be cut: (end, next), or None.
 
         ``text[:end]`` gives the same tokens whatever follows; what follows begins at ``next``.
-        Where that is one later, the space between belongs to the first token of what follows.
+        Where that is one later, the space between belongs to the first token of what follows. In a
+        long text that has no place of which that is known, it is one where it was tried.
         """
-        return last_cut(text, self._backend().cuts, self._added)
+        found = last_cut(text, self._backend().cuts, self._added)
+        if found is None and len(text) >= TRIED_CHARACTERS:
+            return tried_cut(text, lambda part: self.encode(part, False, parse_special=False))
+        return found
 
     @property
     def is_byte_level(self) -> bool:

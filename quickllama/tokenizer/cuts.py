@@ -17,24 +17,30 @@ Why the places are safe, for each rule:
   is ``▁``. If no merge gives a token with ``▁`` after another character, then no token reaches
   across the start of a run of spaces. With ``DROP_SPACE`` the encoder itself writes one ``▁``
   before each piece, so that the piece starts after its first space.
+
+A text that is still growing must be cut sometime, whatever its tokenizer: :func:`tried_cut` cuts
+where no rule says so, and where the text around the place gives the same tokens in two pieces. That
+is tried, not shown; what an encoder does with a place depends on its surroundings.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import islice
 
-__all__ = ["SPACE", "AddedTokens", "CutRule", "Piece", "cut_text", "last_cut"]
+__all__ = ["SPACE", "AddedTokens", "CutRule", "Piece", "cut_text", "last_cut", "tried_cut"]
 
 SPACE = "▁"  # how SentencePiece writes a space
 NEAR = 1000  # characters in which ordinary text has a space
 MAX_CANDIDATES = 1000
+MAX_TRIED = 32
 
 _BEFORE_SPACE = re.compile(r"(?<=\S) ")
 _AFTER_WORD = re.compile(r"(?<=[^\W_])(?=[ \n\r\t.,;:!?。，、；：！？])")
+_WORD_END = re.compile(r"(?<=\w)(?=\W)")
 _BEFORE_SPACES = re.compile(rf"(?<=[^ {SPACE}]) ")
 
 
@@ -172,4 +178,24 @@ def last_cut(text: str, rule: CutRule, added: AddedTokens) -> tuple[int, int] | 
         if start == 0:
             return None
         size *= 8
+    return None
+
+
+def tried_cut(text: str, encode: Callable[[str], Sequence[int]]) -> tuple[int, int] | None:
+    """A late place (end, next) as :func:`last_cut` gives it, for texts in which it finds none.
+
+    ``encode`` gives the ids of a text. The :data:`NEAR` characters at each side of the place are
+    encoded together and apart; what follows begins one later if the encoder writes the space
+    between by itself. None if the text is too short, or a few dozen places were tried in vain.
+    """
+    end, left = max(len(text) - NEAR, 1), MAX_TRIED
+    for pattern in (_BEFORE_SPACE, _WORD_END):
+        places = [match.start() for match in pattern.finditer(text, max(end - NEAR, 1), end)]
+        for place in places[: -left - 1 : -1]:
+            before, after = text[max(place - NEAR, 0) : place], text[place : place + NEAR]
+            whole, first = list(encode(before + after)), list(encode(before))
+            for skipped in range(2 if after[0] == " " else 1):
+                if first + list(encode(after[skipped:])) == whole:
+                    return place, place + skipped
+        left -= min(left, len(places))
     return None
