@@ -25,6 +25,8 @@ static bool looks_up(const ql_memory *m) {
            m->n_tokens % m->config.lookup_interval == 0 || m->n_kept != best_blocks(m);
 }
 
+static bool traces_scores(const ql_memory *m) { return m->config.trace == QL_TRACE_SCORES; }
+
 static int64_t local_keys(const ql_memory *m) {
     return m->n_tokens + m->chunk.n - m->chunk.local_first;
 }
@@ -107,8 +109,8 @@ ql_status ql_memory_begin(ql_memory *m, int n_tokens, ql_error *err) {
                 room(&m->chunk.mass, &m->chunk.mass_capacity, mass, sizeof *m->chunk.mass, err);
     }
     if (!status && m->config.trace) {
-        status = ql_trace_begin(&m->trace, m->heads.n_layers, m->n_tokens, n_tokens, m->n_blocks,
-                                retrieved(m), err);
+        status = ql_trace_begin(&m->trace, m->heads.n_layers, m->n_tokens, n_tokens,
+                                traces_scores(m) ? m->n_blocks : 0, retrieved(m), err);
     }
     if (status) return status;
     if (!ql_memory_full(m))
@@ -214,7 +216,7 @@ static const int32_t *retrieve(ql_memory *m, int layer) {
     const int32_t *blocks = m->pinned ? m->pinned
                             : chooses ? chosen
                                       : m->kept + (size_t)layer * (size_t)m->config.topk;
-    if (chooses || (m->config.trace && m->n_blocks > 0)) score_blocks(m, layer);
+    if (chooses || (traces_scores(m) && m->n_blocks > 0)) score_blocks(m, layer);
     if (chooses) ql_choose(chosen, retrieved(m), m->chunk.scores, m->n_blocks);
     if (m->config.trace) ql_trace_put(&m->trace, layer, blocks, m->chunk.scores);
     return blocks;

@@ -143,6 +143,11 @@ typedef enum ql_mask {
     QL_MASK_AUTHORS,
 } ql_mask;
 
+/* What is kept of each chunk and layer, as a ql_trace_record: nothing, the blocks chosen, or the
+ * scores of all blocks, too, which are computed for it at every token whatever lookup_interval is.
+ */
+typedef enum ql_tracing { QL_TRACE_NOTHING, QL_TRACE_CHOICES, QL_TRACE_SCORES } ql_tracing;
+
 typedef struct ql_memory_config {
     ql_mode mode;
     ql_mask mask;
@@ -165,7 +170,7 @@ typedef struct ql_memory_config {
      * token and kv head. What there is little of, the window's rotated keys and the blocks'
      * vectors, is QL_BF16 in the last case, too. */
     ql_dtype kv_dtype;
-    bool trace; /* keep a ql_trace_record per chunk and layer */
+    ql_tracing trace;
 } ql_memory_config;
 
 /* One execution chunk in one layer: what the lookup saw and chose. */
@@ -175,7 +180,7 @@ typedef struct ql_trace_record {
     int n_blocks, n_chosen;
     /* [n_chosen], ascending; block b holds tokens n_init + b*P ... n_init + (b+1)*P - 1 */
     const int32_t *block_ids;
-    const float *scores; /* [n_blocks] */
+    const float *scores; /* [n_blocks]; n_blocks is 0 with QL_TRACE_CHOICES */
 } ql_trace_record;
 
 typedef struct ql_session ql_session;
@@ -207,8 +212,8 @@ ql_session *ql_session_new(ql_model *model, const ql_memory_config *memory, ql_e
 ql_session *ql_session_skim(ql_model *model, const ql_memory_config *memory, const ql_head *heads,
                             int n_heads, ql_error *err);
 /* Returns a new session that goes on from here by itself; full pages are shared, the rest is
- * copied. Its trace begins empty, and is kept if trace says so. */
-ql_session *ql_session_fork(ql_session *session, bool trace, ql_error *err);
+ * copied. Its trace begins empty. */
+ql_session *ql_session_fork(ql_session *session, ql_tracing trace, ql_error *err);
 /* Empty again; the question span that was set is kept. */
 ql_status ql_session_reset(ql_session *session, ql_error *err);
 void ql_session_free(ql_session *session); /* NULL is fine */

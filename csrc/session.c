@@ -103,7 +103,7 @@ ql_session *ql_session_skim(ql_model *model, const ql_memory_config *config, con
     return status ? NULL : new_session(model, config, last + 1, heads, n_heads, err);
 }
 
-ql_session *ql_session_fork(ql_session *s, bool trace, ql_error *err) {
+ql_session *ql_session_fork(ql_session *s, ql_tracing trace, ql_error *err) {
     if (ql_enter(s, err)) return NULL;
     ql_session *fork = session_of(s->model, err);
     if (fork) {

@@ -162,7 +162,7 @@ class Model(_core.Model):
         *,
         query_span: tuple[int, int] | None = None,
         kv_dtype: str | None = None,
-        trace: bool = False,
+        trace: bool | str = False,
         skim_heads: Sequence[tuple[int, int]] | None = None,
     ) -> _core.Session:
         """An empty session: one timeline of tokens, used by one thread at a time.
@@ -171,7 +171,8 @@ class Model(_core.Model):
         * ``query_span``: (start, end) of the question, counted from the session's first token.
         * ``kv_dtype``: how keys and values are kept, ``"bfloat16"`` (also for None),
           ``"float32"``, or ``"int8"`` in half of bfloat16's memory.
-        * ``trace``: keep a record of every lookup in ``session.trace``.
+        * ``trace``: keep a record of every lookup in ``session.trace``; ``"choices"``: of the
+          blocks that were chosen, without the scores of all.
         * ``skim_heads``: (layer, query head) each: compute only the layers up to the highest of
           them, and keep nothing but their keys of what leaves the window. For the modes stream and
           infinite; such a session ranks passages and has no logits.
@@ -202,7 +203,7 @@ class Model(_core.Model):
             mask=decided.mask,
             query_span=query_span,
             kv_dtype=kv_dtype_name(KV_DTYPE if kv_dtype is None else kv_dtype),
-            trace=checks.flag("trace", trace),
+            trace=trace,
             skim_heads=skim_heads,
         )
 

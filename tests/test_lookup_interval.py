@@ -39,13 +39,13 @@ def test_a_choice_of_blocks_is_part_of_the_timeline() -> None:
     model, steps = core_model(), ids(12, seed=6)
     sessions = [
         core_session(model, trace=trace, mode="infllm", lookup_interval=6)
-        for trace in (True, False)
+        for trace in (True, False, "choices")
     ]
     for session in sessions:
         session.feed(ids(146))
         session.feed(steps[:1])  # at 146, and looks up
         session.feed(steps[1:2])
-    traced, plain = sessions
+    traced, plain, choices = sessions
     fork, pinned = plain.fork(), plain.fork()
     other = plain.fork()
     other.feed(ids(60, seed=9))
@@ -53,6 +53,11 @@ def test_a_choice_of_blocks_is_part_of_the_timeline() -> None:
     for step, logits in zip(steps[2:], expected, strict=True):
         np.testing.assert_array_equal(plain.feed([step]), logits)
         np.testing.assert_array_equal(fork.feed([step]), logits)
+        np.testing.assert_array_equal(choices.feed([step]), logits)
+    seen = zip(traced.trace, choices.trace, strict=True)
+    assert all(np.array_equal(one.block_ids, other.block_ids) for one, other in seen)
+    assert choices.trace[-1].block_ids.size and not choices.trace[-1].scores.size
+    assert choices.nbytes < traced.nbytes
     pinned.pin([0, 1])
     assert not np.array_equal(pinned.feed(steps[2:3]), expected[0])
     pinned.pin(None)

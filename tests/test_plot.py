@@ -119,7 +119,7 @@ def test_the_papers_heat_map_holds_the_lookups(model: ql.Model) -> None:
     ((heat, strip),) = drawn(document.plot_retrieval(answer))
     # The same once more, by hand.
     snapshot = document._snapshot()
-    session = snapshot.fork()
+    session = snapshot.fork(scores=True)
     suffix, _ = snapshot.form.suffix(model.tokenizer, answer.question)
     ids = np.concatenate([snapshot.rest, suffix])
     session.feed(ids[:-1])

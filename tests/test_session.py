@@ -142,6 +142,8 @@ def test_a_fork_keeps_a_trace_or_not() -> None:
         _ = traced.fork(trace=False).trace
     with pytest.raises(TypeError, match="trace"):
         session.fork(trace=1)
+    with pytest.raises(ValueError, match="choices"):
+        session.fork(trace="scores")
 
 
 def test_a_question_in_a_later_call() -> None:

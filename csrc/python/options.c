@@ -12,6 +12,21 @@ const char *qlpy_mode_name(ql_mode mode) { return MODES[mode]; }
 
 const char *qlpy_mask_name(ql_mask mask) { return MASKS[mask]; }
 
+bool qlpy_tracing(module_state *state, PyObject *value, ql_tracing *out) {
+    static const char *const names[] = {"choices", NULL};
+    if (PyUnicode_Check(value)) {
+        int choice;
+        *out = QL_TRACE_CHOICES;
+        return qlpy_choice(state, value, "trace", names, &choice);
+    }
+    bool all;
+    if (!qlpy_bool(state, value, "trace", &all)) {
+        return false;
+    }
+    *out = all ? QL_TRACE_SCORES : QL_TRACE_NOTHING;
+    return true;
+}
+
 bool qlpy_memory(module_state *state, const session_options *given, ql_memory_config *out) {
     int mode, mask, kv_dtype;
     double weight;
@@ -27,7 +42,7 @@ bool qlpy_memory(module_state *state, const session_options *given, ql_memory_co
         !qlpy_double(state, given->question_weight, "question_weight", &weight) ||
         !qlpy_bool(state, given->keep_query_tokens, "keep_query_tokens", &out->keep_query_tokens) ||
         !qlpy_choice(state, given->kv_dtype, "kv_dtype", KV_DTYPES, &kv_dtype) ||
-        (given->trace && !qlpy_bool(state, given->trace, "trace", &out->trace))) {
+        (given->trace && !qlpy_tracing(state, given->trace, &out->trace))) {
         return false;
     }
     out->mode = (ql_mode)mode;

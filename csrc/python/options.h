@@ -14,6 +14,9 @@ typedef struct session_options {
 
 bool qlpy_memory(module_state *state, const session_options *given, ql_memory_config *out);
 
+/* True, False or "choices". */
+bool qlpy_tracing(module_state *state, PyObject *value, ql_tracing *out);
+
 const char *qlpy_mode_name(ql_mode mode);
 const char *qlpy_mask_name(ql_mask mask);
 

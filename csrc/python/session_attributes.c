@@ -90,7 +90,7 @@ PyGetSetDef qlpy_session_attributes[] = {
     {"trace", get_trace, NULL,
      PyDoc_STR("A new list of one TraceRecord per execution chunk and layer, in the order of\n"
                "computation, since the session was made or reset. Raises InvalidValue when the\n"
-               "session was made without trace=True, and Busy."),
+               "session was made without a trace, and Busy."),
      NULL},
     {"n_layers", get_n_layers, NULL,
      PyDoc_STR("Layers that are computed: all of the model's, or as many as skim_heads needs."),

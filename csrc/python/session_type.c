@@ -142,16 +142,16 @@ static const char fork_doc[] =
     "--\n\n"
     "Returns a new Session that stands where this one stands and goes on by itself: the\n"
     "blocks are shared, the rest is copied.\n\n"
-    "trace: keep a trace of what follows, or not; None: as this session does. It begins\n"
-    "empty. Raises InvalidType, Busy, MemoryError.";
+    "trace: what to keep of what follows, as in Session; None: as this session does. The\n"
+    "trace begins empty. Raises InvalidValue, InvalidType, Busy, MemoryError.";
 
 static PyObject *session_fork(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"trace", NULL};
     session_object *self = (session_object *)object;
     PyObject *model = self->model ? self->model : Py_None, *trace_given = Py_None;
-    bool trace = self->memory.trace;
+    ql_tracing trace = self->memory.trace;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$O:fork", names, &trace_given) ||
-        (trace_given != Py_None && !qlpy_bool(self->state, trace_given, "trace", &trace)) ||
+        (trace_given != Py_None && !qlpy_tracing(self->state, trace_given, &trace)) ||
         !qlpy_enter(self)) {
         return NULL;
     }
@@ -374,7 +374,8 @@ static const char session_doc[] =
     "keep_query_tokens: of qllm: attend to the question's tokens wherever they lie.\n"
     "kv_dtype: 'float32', 'bfloat16' or 'int8'.\n"
     "query_span: (start, end) of the question, counted from the session's first token.\n"
-    "trace: keep a TraceRecord per execution chunk and layer.\n"
+    "trace: True: keep a TraceRecord per execution chunk and layer; 'choices': without the\n"
+    "    scores, which take 4 bytes a block and must be computed at every token.\n"
     "skim_heads: integers [n, 2], (layer, query head) each: compute only the layers up to the\n"
     "    highest of these heads, and keep nothing but their un-rotated keys of what leaves the\n"
     "    window; for the modes stream and infinite. Such a session has no logits: it is for\n"

@@ -9,7 +9,8 @@ static PyStructSequence_Field trace_fields[] = {
     {"n_tokens", "tokens of the chunk"},
     {"block_ids", "int32 array, ascending: the blocks chosen; block b holds the tokens "
                   "n_init + b * block_size ... n_init + (b + 1) * block_size - 1"},
-    {"scores", "float32 array [blocks]: the score of every block that there was"},
+    {"scores", "float32 array [blocks]: the score of every block that there was; [0] of a "
+               "trace that keeps choices"},
     {NULL, NULL},
 };
 

@@ -181,10 +181,11 @@ class Snapshot:
         self._whole: Session | None = None
         self._opening: Opening | None = None
 
-    def fork(self) -> Session:
-        """A timeline that has read the whole chunks, and keeps a record of its lookups."""
+    def fork(self, *, scores: bool = False) -> Session:
+        """A timeline that has read the whole chunks, and keeps a record of its lookups, with the
+        ``scores`` of all blocks or without."""
         with self._lock:
-            return self.session.fork(trace=True)
+            return self.session.fork(trace=True if scores else "choices")
 
     def fork_whole(self) -> Session:
         """A timeline that has read everything; the first one to ask reads the rest for all."""
@@ -471,11 +472,14 @@ def _by_memory(
     return _answer(asking, reply, started, notes, None, found)
 
 
-def read_by_memory(model: Model, snapshot: Snapshot, question: str) -> Ready:
-    """A fork that has read the document and ``question`` the memory's own way."""
+def read_by_memory(
+    model: Model, snapshot: Snapshot, question: str, *, scores: bool = False
+) -> Ready:
+    """A fork that has read the document and ``question`` the memory's own way; its trace has the
+    blocks chosen, and all ``scores`` if they are wanted."""
     memory = snapshot.memory
     suffix, span = snapshot.form.suffix(model.tokenizer, question)
-    session = snapshot.fork()
+    session = snapshot.fork(scores=scores)
     ids = np.concatenate([snapshot.rest, suffix])
     if memory.mode == "qllm":
         check_question_length(span[1] - span[0], memory)

@@ -125,7 +125,7 @@ def _by_lookups(model: Model, snapshot: Snapshot, answer: Answer) -> Relevance:
             f"mode {memory.mode!r} with topk {memory.topk} looks nothing up, so that there is "
             "nothing to show; read the text in mode 'qllm' or 'infllm' with topk > 0"
         )
-    session, _, _ = read_by_memory(model, snapshot, answer.question)
+    session, _, _ = read_by_memory(model, snapshot, answer.question, scores=True)
     records = session.trace[-session.n_layers :]
     n_blocks = len(records[0].scores) if records else 0
     starts = memory.n_init + memory.block_size * np.arange(n_blocks + 1) - snapshot.text_start

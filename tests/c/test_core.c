@@ -21,7 +21,7 @@ static ql_memory_config memory_of(ql_mode mode) {
                               .exc_block_size = 12,
                               .question_weight = 1,
                               .kv_dtype = QL_F32,
-                              .trace = true};
+                              .trace = QL_TRACE_SCORES};
 }
 
 static ql_model *model_with(int n_threads) {
@@ -76,7 +76,8 @@ static void forks_go_on_by_themselves(void) {
         static float expected[N * VOCAB], got[N * VOCAB], other[N * VOCAB];
         ql_session *s = session_in(model, mode);
         feed(s, 0, 60, expected);
-        ql_session *fork = ql_session_fork(s, true, &err), *aside = ql_session_fork(s, true, &err);
+        ql_session *fork = ql_session_fork(s, QL_TRACE_SCORES, &err),
+                   *aside = ql_session_fork(s, QL_TRACE_SCORES, &err);
         CHECK(fork && aside);
         feed(aside, 90, 130, other); /* another continuation must not be seen */
         feed(s, 60, N, expected);
@@ -140,7 +141,7 @@ static void an_interrupted_look_up_never_was(void) {
                 .question_begin = 3, .question_end = 9, .poll = stop_after, .poll_context = &left};
             CHECK_EQUAL(ql_session_feed(s, ids + 100, 12, &options, NULL, &err), QL_CANCELLED);
             CHECK_EQUAL(ql_session_length(s), 75);
-            ql_session *fork = ql_session_fork(s, false, &err);
+            ql_session *fork = ql_session_fork(s, QL_TRACE_NOTHING, &err);
             feed_singly(s, 75, 90, got);
             CHECK_SAME_BITS(got, expected, 90 * VOCAB * sizeof *got);
             feed_singly(fork, 75, 90, got);

@@ -19,7 +19,7 @@ static ql_memory_config memory_of(int topk) {
                               .repr_topk = P,
                               .exc_block_size = 12,
                               .kv_dtype = QL_F32,
-                              .trace = true};
+                              .trace = QL_TRACE_SCORES};
 }
 
 static ql_session *reader_of(int topk) {
@@ -98,7 +98,7 @@ static void listens_to_heads(void) {
 
 static void pins_blocks(void) {
     ql_error err = {0};
-    ql_session *s = reader_of(2), *free_choice = ql_session_fork(s, true, &err);
+    ql_session *s = reader_of(2), *free_choice = ql_session_fork(s, QL_TRACE_SCORES, &err);
     const int32_t pinned[] = {0, 3, 4, 9};
     float with[VOCAB], without[VOCAB];
     int64_t before = ql_session_trace_count(s);
@@ -112,7 +112,7 @@ static void pins_blocks(void) {
         CHECK_EQUAL(record->n_chosen, 4);
         CHECK_SAME_BITS(record->block_ids, pinned, sizeof pinned);
     }
-    ql_session *fork = ql_session_fork(s, true, &err); /* a fork goes on with the pins */
+    ql_session *fork = ql_session_fork(s, QL_TRACE_SCORES, &err); /* a fork goes on with the pins */
     CHECK_EQUAL(ql_session_feed(fork, ids + 1, 1, &(ql_feed){0}, without, &err), QL_OK);
     CHECK_EQUAL(ql_session_trace(fork, 0)->n_chosen, 4);
     ql_session_free(fork);

@@ -174,7 +174,8 @@ static void the_same_bits_of(ql_dtype dtype) {
     CHECK_EQUAL(ql_session_feed(s, ids, N, &stopping, NULL, &err), QL_CANCELLED);
     int64_t read = ql_session_length(s);
     CHECK(read > 512 && read < N && read % EXC == 0);
-    ql_session *fork = ql_session_fork(s, false, &err), *astray = ql_session_fork(s, false, &err);
+    ql_session *fork = ql_session_fork(s, QL_TRACE_NOTHING, &err),
+               *astray = ql_session_fork(s, QL_TRACE_NOTHING, &err);
     feed(astray, 0, 700); /* writes behind what the others share */
     feed(s, read, N);
     ql_session_free(astray);
@@ -214,7 +215,7 @@ static void pages_go_round(void) {
     const ql_store *pages = &s->memory.kv.pages;
     int64_t spare = pages->n_spare;
     CHECK(spare >= EXC / memory.block_size);
-    fork = ql_session_fork(s, false, &err);
+    fork = ql_session_fork(s, QL_TRACE_NOTHING, &err);
     CHECK_EQUAL(fork->memory.kv.pages.n_spare, 0);
     size_t before = ql_session_bytes(s), table = 2 * sizeof *pages->slabs * N / memory.block_size;
     feed(s, 600, N - 1);
