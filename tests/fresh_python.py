@@ -13,11 +13,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def run_program(program: str) -> str:
-    """What a fresh Python prints, which must end well."""
+def run_program(program: str, **variables: str) -> str:
+    """What a fresh Python prints, which must end well; ``variables`` of its environment."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
-        env=environment(),
+        env={**environment(), **variables},
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,

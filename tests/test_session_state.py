@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh_python import run_program
 from tiny_core import EXC, MEMORY, MODES, core_model, core_session, ids
 
 import quickllama as ql
@@ -267,3 +268,25 @@ def test_nothing_of_other_memory_is_saved(model: _core.Model) -> None:
         del used
         for one, other in zip(saved(), first, strict=True):
             assert_same(one, other)
+
+
+STATES = """
+import hashlib
+from test_session_state import *
+model = core_model()
+for options in (*({"mode": mode} for mode in MODES), SKIM):
+    for span in (None, (3, 9)) if options["mode"] == "qllm" else (None,):
+        for count in (5, 4 * EXC + 3, COUNT):
+            session = core_session(model, **options, query_span=span)
+            session.read(ids(count))
+            counters, arrays = session.fork().state()
+            slabs = [array for _, array in parts_of(session)]
+            digest = hashlib.sha256(b"".join(array.tobytes() for array in (*arrays, *slabs)))
+            print(options["mode"], count, counters, digest.hexdigest())
+"""
+
+
+def test_a_state_holds_nothing_that_was_in_memory_before() -> None:
+    """glibc fills what it gives with the byte of MALLOC_PERTURB_."""
+    states = {run_program(STATES, MALLOC_PERTURB_=byte) for byte in ("85", "170")}
+    assert len(states) == 1 and states.pop().count("\n") == 21
