@@ -434,8 +434,10 @@ void ql_memory_commit(ql_memory *m) {
     } else if (ql_memory_skims(m)) {
         for (int layer = 0; layer < m->heads.n_layers; layer++) add_queries(m, layer);
     }
-    if (c.asks) m->n_kept = -1;
-    m->question.known |= c.asks;
+    if (c.asks) {
+        m->n_kept = -1;
+        ql_memory_heard(m);
+    }
     m->n_first = c.n_first;
     m->n_blocks = c.n_blocks;
     m->n_tokens = end;

@@ -109,7 +109,7 @@ ql_status ql_memory_fork(ql_memory *to, const ql_memory *from, ql_error *err) {
     if (!status && !ql_memory_full(from))
         status = ql_window_fork(&to->window, &from->window, from->n_tokens, err);
     if (!status) status = copy_floats(&to->question.vectors, from->question.vectors, question, err);
-    if (!status && !from->question.known) { /* else they have served */
+    if (!status && !from->question.known) {
         size_t span = (size_t)(from->question.end - from->question.begin);
         status = copy_floats(&to->question.queries, from->question.queries, question * span, err);
     }
@@ -196,6 +196,12 @@ ql_status ql_memory_ask(ql_memory *m, int64_t begin, int64_t end, ql_error *err)
     ql_memory_unask(m);
     m->question = (ql_question){.begin = begin, .end = end, .queries = queries, .vectors = vector};
     return QL_OK;
+}
+
+void ql_memory_heard(ql_memory *m) {
+    m->question.known = true;
+    free(m->question.queries);
+    m->question.queries = NULL;
 }
 
 void ql_question_free(ql_question *question) {

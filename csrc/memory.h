@@ -117,6 +117,8 @@ int64_t ql_memory_window_first(const ql_memory *memory);
 ql_status ql_memory_ask(ql_memory *memory, int64_t begin, int64_t end, ql_error *err);
 
 void ql_memory_unask(ql_memory *memory); /* no question */
+/* Its vectors are known: its queries have served. */
+void ql_memory_heard(ql_memory *memory);
 void ql_question_free(ql_question *question);
 /* Every lookup chooses these blocks [n], ascending; n < 0: by score again. */
 ql_status ql_memory_pin(ql_memory *memory, const int32_t *blocks, int n, ql_error *err);

@@ -178,7 +178,7 @@ static ql_status restore_question(ql_memory *m, const int64_t *c, ql_error *err)
         (!c[QL_QUESTION_KNOWN] && end > begin && begin < ql_memory_window_first(m)))
         return misfit("question", err);
     ql_status status = end > begin ? ql_memory_ask(m, begin, end, err) : QL_OK;
-    m->question.known = !status && c[QL_QUESTION_KNOWN];
+    if (!status && c[QL_QUESTION_KNOWN]) ql_memory_heard(m);
     return status;
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
@@ -16,7 +15,7 @@ from quickllama.config import KV_DTYPE, GenerationOptions, MemoryConfig, ModelCo
 from quickllama.cpu import thread_count
 from quickllama.documents.head_store import Fingerprint, RetrievalHeads, SignCatcher, load_heads
 from quickllama.dtypes import held_dtype, kv_dtype_name
-from quickllama.errors import Error, InvalidType, InvalidValue, MissingKey
+from quickllama.errors import Error, FileProblem, InvalidType, InvalidValue, MissingKey, warn
 from quickllama.generation import Streamer, generate, options_from
 from quickllama.hub import locate
 from quickllama.progress import Progress
@@ -152,8 +151,15 @@ class Model(_core.Model):
         if self._checkpoint is not None:
             own = self._checkpoint.generation_config.get("eos_token_id", own)
         ids = [own] if isinstance(own, int) else list(own or ())
-        with contextlib.suppress(Error):  # ids alone need no tokenizer
+        try:
             ids += sorted(self.tokenizer.eos_token_ids)
+        except (MissingKey, FileProblem):  # there is none, and ids alone need none
+            pass
+        except Error as problem:
+            warn(
+                "the model's tokenizer cannot be read, so that only the configuration says which "
+                f"tokens end an answer ({ids or 'none'}): {problem}"
+            )
         return tuple(dict.fromkeys(checks.integer("eos_token_id", token, 0) for token in ids))
 
     def session(

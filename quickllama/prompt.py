@@ -78,9 +78,8 @@ class ChatFrame:
 
     def prefix_ids(self, tokenizer: Tokenizer, words: str) -> list[int]:
         """Ids of the frame's beginning and of our own ``words`` right after it."""
-        return tokenizer.encode(
-            self.head + words, add_special_tokens=not self.templated, parse_special=True
-        )
+        ids = tokenizer.encode(self.head + words, add_special_tokens=False, parse_special=True)
+        return ids if self.templated else [*tokenizer.prefix_ids, *ids]
 
     def tail_ids(self, tokenizer: Tokenizer) -> list[int]:
         """Ids of the frame's end."""

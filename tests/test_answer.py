@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_folder import write_folder
 
 import quickllama as ql
 from quickllama.documents.answer import NOT_FOUND, merge, widen
@@ -132,3 +134,15 @@ def test_passages_are_the_blocks_chosen_most_often() -> None:
     many = [Record(0, list(range(100)))]
     offsets = np.stack([np.arange(500), np.arange(1, 501)], axis=1)
     assert len(retrieved_passages(many, "x" * 500, offsets, 5, memory)) == MOST_PASSAGES
+
+
+def test_nothing_before_a_text(tmp_path: Path) -> None:
+    write_folder(tmp_path, template=None)
+    model = ql.Model.from_pretrained(tmp_path, dtype="float32", n_threads=1)
+    memory = ql.MemoryConfig(
+        mode="infllm", n_init=0, n_local=48, block_size=16, topk=0, exc_block_size=32
+    )
+    document = model.read(TEXT * 9, memory=memory, prompt="{text} {question}")
+    for passages in (0, 1):
+        answer = document.ask("Who is last?", use="reposition", passages=passages, max_new_tokens=2)
+        assert len(answer.evidence) == passages and answer.tokens

@@ -18,6 +18,7 @@ from tokenizers.models import WordLevel
 
 from quickllama import tokenizer as tokenizer_module
 from quickllama.errors import FileProblem, InvalidType, InvalidValue
+from quickllama.prompt import PromptForm
 from quickllama.tokenizer import Tokenizer
 from quickllama.tokenizer.cuts import CutRule
 
@@ -64,6 +65,16 @@ def test_equals_the_library(tmp_path: Path, kind: str, template: str) -> None:
         assert list(compress(offsets.tolist(), text_tokens)) == wanted
         assert tokenizer.decode(ids) == encoder.decode(ids.tolist())
     assert tokenizer.encode("") == encoder.encode("").ids
+
+
+def test_no_end_stands_before_a_text(tmp_path: Path) -> None:
+    """What the tokenizer puts behind a text is not put behind the beginning of a prompt."""
+    encoder = encoder_of("smollm")
+    around("<|start|> $A <|end|>", encoder)
+    tokenizer = Tokenizer.from_folder(write(tmp_path, encoder))
+    assert not tokenizer.has_chat_template
+    ids, _ = PromptForm.of("Read: {text} {question}").prefix(tokenizer)
+    assert ids.tolist() == tokenizer.encode("Read: ")[:-1]
 
 
 @pytest.mark.parametrize("kind", [*PRES, "llama", "llama without prefix"])

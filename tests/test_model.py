@@ -204,6 +204,19 @@ def test_a_folder(folder: Path) -> None:
     assert model.generate(ids, max_new_tokens=2, eos_token_id=[]).shape == (7,)
 
 
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+    """Its end tokens are not known, which is told; where there is none, ids need none."""
+    write_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 3}')
+    model = ql.Model.from_pretrained(tmp_path, dtype="float32", n_threads=1)
+    with pytest.warns(UserWarning, match="which tokens end an answer"):
+        assert model.generate([1, 2], max_new_tokens=2).shape == (4,)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").unlink()
+    model = ql.Model.from_pretrained(tmp_path, dtype="float32", n_threads=1)
+    assert model.generate([1, 2], max_new_tokens=2).shape == (4,)
+
+
 def random_weights_of(folder: Path) -> dict[str, Any]:
     return dict(random_weights(json.loads((folder / "config.json").read_text()), 5))
 

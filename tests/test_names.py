@@ -60,6 +60,12 @@ def test_rare_names_count_most() -> None:
     assert named("What is a_b?", "", np.zeros(0, np.int64)).shape == (0,)
 
 
+def test_places_of_names_in_other_capitals() -> None:
+    """A letter that becomes two small ones moves nothing."""
+    found = scores("What does TESTZIP do?", "İ" * 400, "testzip(self)")
+    assert found[1] == pytest.approx(MENTIONED + USED) and not found[0] and not found[2:].any()
+
+
 def test_a_mention_counts_less_than_the_definition() -> None:
     found = scores(
         "What does copystat do?", "copystat(src, dst)", "as copystat does", "of copystat"

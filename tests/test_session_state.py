@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fresh_python import run_program
-from tiny_core import EXC, MEMORY, MODES, core_model, core_session, ids
+from tiny_core import CONFIG, EXC, MEMORY, MODES, core_model, core_session, ids
 
 import quickllama as ql
 from quickllama import _core
@@ -290,3 +290,19 @@ def test_a_state_holds_nothing_that_was_in_memory_before() -> None:
     """glibc fills what it gives with the byte of MALLOC_PERTURB_."""
     states = {run_program(STATES, MALLOC_PERTURB_=byte) for byte in ("85", "170")}
     assert len(states) == 1 and states.pop().count("\n") == 21
+
+
+def test_a_questions_queries_are_given_up_once_they_have_served(model: _core.Model) -> None:
+    few, many = (core_session(model, query_span=(2, end)) for end in (4, 30))
+    rows = (30 - 4) * CONFIG["num_hidden_layers"] * CONFIG["num_attention_heads"] * 16
+    for session in (few, many):
+        session.read(ids(2 * EXC))
+    assert many.nbytes - few.nbytes == 4 * rows
+    for session in (few, many):
+        session.read(ids(100))
+    assert many.nbytes == few.nbytes
+    assert not np.array_equal(few.question_vector(0), many.question_vector(0))
+    for session in (few, many):  # asked anew
+        session.reset()
+        session.read(ids(2 * EXC))
+    assert many.nbytes - few.nbytes == 4 * rows

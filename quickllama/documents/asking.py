@@ -314,7 +314,7 @@ def answering(model: Model, snapshot: Snapshot, asking: Asking) -> Generator[str
     if asking.use == "reread":
         session, logits, prompt = _reread(model, snapshot, asking, evidence)
     elif asking.use == "reposition":
-        session, logits, prompt = _reposition(session, snapshot, ranking, asking, suffix)
+        session, logits, prompt = _reposition(model, session, snapshot, ranking, asking, suffix)
     else:
         session, logits, prompt = _remember(snapshot, ranking, asking, suffix)
     reply = yield from replying(model, session, logits, prompt, asking.options)
@@ -420,6 +420,7 @@ def _reread(model: Model, snapshot: Snapshot, asking: Asking, evidence: list[Pas
 
 
 def _reposition(
+    model: Model,
     session: Session,
     snapshot: Snapshot,
     ranking: Ranking,
@@ -432,7 +433,11 @@ def _reposition(
     if asking.passages == 0:
         spans = [(0, snapshot.text_start)]
     spans += [(int(bounds[run[0], 0]), int(bounds[run[-1], 1])) for run in _groups(ranking, asking)]
-    excerpt = session.excerpt(np.array(merge(spans, gap=0), dtype=np.int64))
+    spans = [span for span in merge(spans, gap=0) if span[1] > span[0]]
+    if spans:
+        excerpt = session.excerpt(np.array(spans, dtype=np.int64))
+    else:  # a prompt that begins with the text, of which nothing is wanted
+        excerpt = model.session(MemoryConfig(mode="full"), kv_dtype=session.kv_dtype)
     return excerpt, _feed_suffix(excerpt, suffix), suffix
 
 

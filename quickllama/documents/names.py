@@ -53,8 +53,8 @@ def named(question: str, text: str, starts: NDArray[np.int64]) -> NDArray[np.flo
     for name, used_there in _names(question):
         places, uses = _places(name, text)
         if not places:  # with other capitals perhaps
-            small = text.lower() if small is None else small
-            places, uses = _places(name.lower(), small)
+            small = _small(text) if small is None else small
+            places, uses = _places(_small(name), small)
         if not _LOOKS_LIKE_ONE.search(name) and len(uses) * _USES < len(places):
             if not used_there:
                 continue
@@ -64,6 +64,11 @@ def named(question: str, text: str, starts: NDArray[np.int64]) -> NDArray[np.flo
             if len(pieces):
                 rarest[pieces] = np.maximum(rarest[pieces], _rarity(len(pieces), len(starts)))
     return MENTIONED * mentioned + USED * used
+
+
+def _small(text: str) -> str:
+    """In small letters, with every character in its place: of one they would be two."""
+    return text.replace("İ", "i").lower()
 
 
 def _rarity(pieces: int, of: int) -> float:

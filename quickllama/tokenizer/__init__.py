@@ -357,6 +357,11 @@ class Tokenizer:
         return None if token is None else self.token_to_id(token)
 
     @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """The ids that ``add_special_tokens=True`` puts before a text."""
+        return self._backend().prefix
+
+    @property
     def cut_rule(self) -> CutRule:
         """Where this tokenizer's texts may be cut; long texts are encoded in pieces by it."""
         return self._backend().cuts
