@@ -8,6 +8,10 @@
 
 /* ---- workspace ---- */
 
+/* A model keeps the activations' memory for the next call, but not what full attention over a very
+ * long text took. */
+static const size_t MOST_IDLE_BYTES = (size_t)256 << 20;
+
 /* One lock for all models, so that a child process can have it anew: it may have been held by one
  * of the threads that are not in the child. */
 static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -28,6 +32,10 @@ ql_workspace *ql_workspace_take(ql_model *model, ql_error *err) {
 }
 
 void ql_workspace_give(ql_model *model, ql_workspace *workspace) {
+    if (workspace->bytes > MOST_IDLE_BYTES) {
+        free(workspace->memory);
+        *workspace = (ql_workspace){0};
+    }
     pthread_mutex_lock(&idle_lock);
     workspace->next = model->idle;
     model->idle = workspace;

@@ -231,7 +231,8 @@ class Document:
 
         Arguments are those of :meth:`ask`, and are checked at once; the document is asked as it
         stands now. Work is done only while the next piece is waited for, and no more of it once the
-        iteration is given up. Raises what :meth:`ask` raises.
+        iteration is given up; the answer's ``seconds`` count from the first piece's being asked
+        for, and hold what is done with the pieces meanwhile. Raises what :meth:`ask` raises.
         """
         if question is None:
             if self.question is None:

@@ -55,6 +55,7 @@ COUNTERS = (
     "chosen",
 )
 _DROPPED, _INLINE = -1, -2
+_COPIES = 4  # the document, what it was at the last question, that with its end read, who asks
 _INTERVAL = 5.0  # seconds from one commit to the next, at least
 _SHARE = 20.0  # and so many times what the last commit took
 
@@ -98,11 +99,10 @@ class Room:
     limit: int | None
 
     def fit(self, session: _core.Session, text: GrowingText) -> None:
-        """What is not in the file counts first: window, text, slabs that are not full, and all of
-        them once more, since whoever asks works on copies. A quarter stays for the file whatever
-        they take."""
+        """What is not in the file counts first: window, text, slabs that are not full, of each
+        :data:`_COPIES`. A quarter stays for the file whatever they take."""
         if self.limit is not None:
-            held = 2 * (session.nbytes - self.volume.nbytes + text.nbytes)
+            held = _COPIES * (session.nbytes - self.volume.nbytes + text.nbytes)
             self.volume.set_budget(max(self.limit - held, self.limit // 4))
 
 
