@@ -3,10 +3,13 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "error.h"
 
-enum { ALIGNMENT = 64 };
+enum { ALIGNMENT = 64, WORTH_GIVING_BACK = 64 << 20 };
 
 /* Apart from its data, so that many of these lie together: each layer asks for all that it attends
  * to, and data go by in between. */
@@ -177,9 +180,23 @@ void ql_store_drop(ql_store *store, int64_t end) {
     }
 }
 
+/* glibc keeps what was freed in so small parts, though a document was closed to have its memory. */
+static void give_back(size_t freed) {
+#ifdef __GLIBC__
+    if (freed >= WORTH_GIVING_BACK) malloc_trim(0);
+#else
+    (void)freed;
+#endif
+}
+
 void ql_store_clear(ql_store *store) {
-    for (int64_t i = 0; i < store->n; i++)
-        if (slab_release(store->slabs[i])) slab_free(store->slabs[i]);
+    size_t freed = 0;
+    for (int64_t i = 0; i < store->n; i++) {
+        ql_slab *slab = store->slabs[i];
+        if (!slab_release(slab)) continue;
+        if (!slab->extent) freed += store->slab_bytes;
+        slab_free(slab);
+    }
     while (store->spare) {
         ql_slab *slab = store->spare;
         store->spare = slab->next;
@@ -187,6 +204,7 @@ void ql_store_clear(ql_store *store) {
     }
     free(store->slabs);
     *store = (ql_store){.slab_bytes = store->slab_bytes};
+    give_back(freed);
 }
 
 size_t ql_store_bytes(const ql_store *store) {

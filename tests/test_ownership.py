@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -204,3 +205,29 @@ session.reset()
 print(len(session), session.feed(ids(200)).shape)
 """
     assert run_program(program) == "True 0 True\nTrue 0 True\n0 (96,)\n"
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or ADDRESS_SANITIZER, reason="about glibc's own memory"
+)
+def test_memory_goes_back_to_the_system() -> None:
+    """Keys and values lie in parts so small that glibc keeps them when they are freed."""
+    program = """
+from test_ownership import resident
+from tiny_core import CONFIG, core_model, core_session, ids
+model = core_model({**CONFIG, "num_hidden_layers": 8})
+before = resident()
+session = core_session(model, mode="infllm", topk=0, n_local=256, block_size=64, exc_block_size=256)
+session.read(ids(60_000))
+held, nbytes = resident(), session.nbytes
+del session
+print(nbytes, held - before, resident() - before)
+"""
+    nbytes, held, left = map(int, run_program(program).split())
+    assert held > nbytes > 100 << 20 and left < held / 4
+
+
+def resident() -> int:
+    """Bytes of this process's own memory."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
