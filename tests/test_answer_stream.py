@@ -110,6 +110,18 @@ def test_an_answer_is_given_up(model: ql.Model, path: Path, computed: list[int])
     read(model, store=path).close()
 
 
+def test_what_a_function_raises_ends_the_answer(model: ql.Model, computed: list[int]) -> None:
+    document = model.read(TEXT, memory=MEMORY)
+
+    def stop(piece: str) -> None:
+        raise ConnectionError(piece)
+
+    with pytest.raises(ConnectionError):
+        document.ask(QUESTION, stream=stop, max_new_tokens=40)
+    assert 0 < len(computed) < 40
+    assert document.ask(QUESTION, max_new_tokens=2).tokens
+
+
 def test_what_is_wrong_is_said_before_anything_is_taken(model: ql.Model) -> None:
     document = model.read(TEXT, memory=MEMORY)
     cases: tuple[dict[str, Any], ...] = ({"use": "a"}, {"max_tokens": 3}, {"stream": True})

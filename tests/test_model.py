@@ -342,6 +342,43 @@ def test_downloads_go_through_the_hub_package(
         assert hub.locate(name) == snapshot
 
 
+def test_revisions_and_gguf_files_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    stub = types.ModuleType("huggingface_hub")
+    asked: list[tuple[object, ...]] = []
+
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, *allow_patterns))
+        return str(tmp_path / "downloaded")
+
+    stub.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stub)
+    snapshot = cached(tmp_path, "some/model")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "small.gguf"):
+        (snapshot / name).write_text("{}")
+    (tmp_path / "models--some--model" / "refs" / "v2").write_text("abc123")
+    for revision in (None, "main", "v2", "abc123"):
+        assert hub.locate("some/model", revision) == snapshot
+        assert hub.locate("some/model/small.gguf", revision) == snapshot / "small.gguf"
+    assert not asked
+    assert hub.locate("some/model", "v3") == tmp_path / "downloaded"
+    with pytest.raises(ql.FileProblem, match=r"'some/model' of the hub has no file 'q4/a\.gguf'"):
+        hub.locate("some/model/q4/a.gguf", "v2")
+    (tmp_path / "downloaded" / "q4").mkdir(parents=True)
+    (tmp_path / "downloaded" / "q4" / "a.gguf").write_text("")
+    assert hub.locate("some/model/q4/a.gguf").name == "a.gguf"
+    assert [row[:2] for row in asked] == [("some/model", of) for of in ("v3", "v2", None)]
+    assert asked[1][2:] == asked[2][2:] == ("q4/a.gguf",)
+    for wrong in ("../main", "", "a//b", "a/../b"):
+        with pytest.raises(ql.InvalidValue, match="revision"):
+            hub.locate("some/model", wrong)
+    for name in (str(tmp_path), "smollm2"):
+        with pytest.raises(ql.InvalidValue, match="revision belongs to"):
+            ql.Model.from_pretrained(name, revision="v2")
+
+
 def test_the_default_model_is_found_or_told_how_to_get(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.locate("smollm2").suffix == ".gguf"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -18,7 +18,7 @@ import quickllama
 from quickllama.checks import byte_size
 from quickllama.cli.converters import checked, count
 from quickllama.cli.eval_options import add_eval
-from quickllama.config import MODES, WINDOWS, MemoryConfig
+from quickllama.config import MODES, WINDOWS, GenerationConfig, MemoryConfig
 from quickllama.cpu import MOST_THREADS
 from quickllama.documents.volume_file import is_document
 from quickllama.dtypes import held_dtype, kv_dtype_name
@@ -372,7 +372,14 @@ def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
 def _add_common(ask: argparse.ArgumentParser) -> None:
     """What ``ask`` and ``chat`` share."""
     ask.add_argument("--model", default=EMBEDDED, help=f"{_MODEL_HELP} (default: {EMBEDDED})")
-    ask.add_argument("--max-new-tokens", type=count(1), default=128, metavar="N")
+    longest = GenerationConfig.max_new_tokens
+    ask.add_argument(
+        "--max-new-tokens",
+        type=count(1),
+        default=longest,
+        metavar="N",
+        help=f"of an answer (default: {longest})",
+    )
     ask.add_argument(
         "--passages",
         type=count(0),

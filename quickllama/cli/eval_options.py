@@ -26,7 +26,7 @@ def add_eval(command: argparse.ArgumentParser) -> None:
         "what",
         nargs="+",
         metavar="TASK",
-        help="passkey, needle, key_value, ... (docs/evaluation.md lists them); or: report FOLDER",
+        help="passkey, needle, key_value, ... (a wrong name lists all); or: report FOLDER",
     )
     add("--methods", default="heads", help="such as heads,skim,qllm,full,given (default: heads)")
     add("--lengths", default="4k", help="tokens, such as 4k,16k,1m (default: 4k)")
