@@ -105,4 +105,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A mark alone is enough."""
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker(_MARK) is not None:
-            item.fixturenames.extend({"longcontext"} - {*item.fixturenames})
+            # A new list: cases of one function share theirs, and the mark may be of one case.
+            item.fixturenames = [*item.fixturenames, "longcontext"]

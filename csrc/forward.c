@@ -34,7 +34,8 @@ ql_workspace *ql_workspace_take(ql_model *model, ql_error *err) {
 void ql_workspace_give(ql_model *model, ql_workspace *workspace) {
     if (workspace->bytes > MOST_IDLE_BYTES) {
         free(workspace->memory);
-        *workspace = (ql_workspace){0};
+        free(workspace);
+        return;
     }
     pthread_mutex_lock(&idle_lock);
     workspace->next = model->idle;

@@ -90,10 +90,11 @@ ql_status ql_keys_fork(ql_keys *to, const ql_keys *from, int64_t n_tokens, ql_er
 
 void ql_keys_forget(ql_keys *keys) { ql_store_clear(&keys->slabs); }
 
-void ql_keys_clear(ql_keys *keys) {
-    ql_store_clear(&keys->slabs);
+size_t ql_keys_clear(ql_keys *keys) {
+    size_t freed = ql_store_clear(&keys->slabs);
     free(keys->place);
     *keys = (ql_keys){0};
+    return freed;
 }
 
 size_t ql_keys_bytes(const ql_keys *keys) { return keys->n ? ql_store_bytes(&keys->slabs) : 0; }

@@ -33,8 +33,8 @@ void ql_keys_write(ql_keys *keys, const ql_kernels *kernels, int layer, int64_t 
 ql_span ql_keys_span(const ql_keys *keys, int layer, int g, int64_t token, int64_t n);
 /* Makes *to (uninitialised) hold the first n_tokens tokens of *from. */
 ql_status ql_keys_fork(ql_keys *to, const ql_keys *from, int64_t n_tokens, ql_error *err);
-void ql_keys_forget(ql_keys *keys); /* all tokens; the same heads are kept from now on */
-void ql_keys_clear(ql_keys *keys);  /* frees */
+void ql_keys_forget(ql_keys *keys);  /* all tokens; the same heads are kept from now on */
+size_t ql_keys_clear(ql_keys *keys); /* frees; bytes that nobody else has */
 size_t ql_keys_bytes(const ql_keys *keys);
 
 #endif

@@ -89,10 +89,7 @@ void ql_kv_drop(ql_kv *kv, int64_t token) {
     if (token > kv->n_first) ql_store_drop(&kv->pages, (token - kv->n_first) / kv->page_tokens);
 }
 
-void ql_kv_clear(ql_kv *kv) {
-    ql_store_clear(&kv->first);
-    ql_store_clear(&kv->pages);
-}
+size_t ql_kv_clear(ql_kv *kv) { return ql_store_clear(&kv->first) + ql_store_clear(&kv->pages); }
 
 size_t ql_kv_bytes(const ql_kv *kv) {
     return ql_store_bytes(&kv->first) + ql_store_bytes(&kv->pages);

@@ -45,7 +45,7 @@ ql_span ql_kv_span(const ql_kv *kv, int layer, int64_t token, int64_t n);
 ql_status ql_kv_fork(ql_kv *to, const ql_kv *from, int64_t n_tokens, ql_error *err);
 void ql_kv_drop(ql_kv *kv,
                 int64_t token); /* forgets whole pages before token, the first tokens excepted */
-void ql_kv_clear(ql_kv *kv);
+size_t ql_kv_clear(ql_kv *kv);  /* bytes that nobody else has */
 size_t ql_kv_bytes(const ql_kv *kv);
 
 #endif

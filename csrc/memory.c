@@ -147,9 +147,7 @@ void ql_memory_reset(ql_memory *m) {
 }
 
 void ql_memory_clear(ql_memory *m) {
-    ql_kv_clear(&m->kv);
-    ql_store_clear(&m->index.slabs);
-    ql_keys_clear(&m->keys);
+    size_t freed = ql_kv_clear(&m->kv) + ql_store_clear(&m->index.slabs) + ql_keys_clear(&m->keys);
     ql_volume_free(m->volume);
     ql_window_clear(&m->window);
     ql_trace_clear(&m->trace);
@@ -163,6 +161,7 @@ void ql_memory_clear(ql_memory *m) {
     free(m->kept);
     free(m->chunk.spans);
     *m = (ql_memory){0};
+    ql_give_back(freed);
 }
 
 size_t ql_memory_bytes(const ql_memory *m) {

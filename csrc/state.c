@@ -127,9 +127,12 @@ static void *array_of(const ql_memory *m, ql_array array) {
 void ql_state_copy_array(const ql_memory *m, ql_array array, void *out) {
     size_t bytes = ql_state_array_bytes(m, array);
     if (!bytes) return;
-    if (array == QL_WINDOW_KEYS)
+    if (array == QL_WINDOW_KEYS) {
         ql_window_take(&m->window, ql_memory_window_first(m), m->n_tokens, out, NULL);
-    else if (array == QL_WINDOW_SCORES)
+        /* Keys of the last layer of a session that skims are never met, and never written. */
+        size_t layer = bytes / (size_t)m->heads.n_layers;
+        if (ql_memory_skims(m)) memset((char *)out + bytes - layer, 0, layer);
+    } else if (array == QL_WINDOW_SCORES)
         ql_window_take(&m->window, ql_memory_window_first(m), m->n_tokens, NULL, out);
     else
         memcpy(out, array_of(m, array), bytes);

@@ -180,8 +180,7 @@ void ql_store_drop(ql_store *store, int64_t end) {
     }
 }
 
-/* glibc keeps what was freed in so small parts, though a document was closed to have its memory. */
-static void give_back(size_t freed) {
+void ql_give_back(size_t freed) {
 #ifdef __GLIBC__
     if (freed >= WORTH_GIVING_BACK) malloc_trim(0);
 #else
@@ -189,7 +188,7 @@ static void give_back(size_t freed) {
 #endif
 }
 
-void ql_store_clear(ql_store *store) {
+size_t ql_store_clear(ql_store *store) {
     size_t freed = 0;
     for (int64_t i = 0; i < store->n; i++) {
         ql_slab *slab = store->slabs[i];
@@ -204,7 +203,7 @@ void ql_store_clear(ql_store *store) {
     }
     free(store->slabs);
     *store = (ql_store){.slab_bytes = store->slab_bytes};
-    give_back(freed);
+    return freed;
 }
 
 size_t ql_store_bytes(const ql_store *store) {

@@ -8,6 +8,9 @@
 
 /* 64-byte aligned memory; NULL when there is none. Freed by free(). */
 void *ql_alloc(size_t bytes);
+/* To the system, if so much was freed: glibc keeps what comes in small parts, though a document was
+ * closed to have its memory. */
+void ql_give_back(size_t freed);
 
 typedef struct ql_slab ql_slab;
 
@@ -37,7 +40,7 @@ ql_status ql_store_map(ql_store *store, int64_t i, ql_volume *volume, int64_t of
                        ql_error *err);
 bool ql_store_mapped(const ql_store *store, int64_t i);
 void ql_store_drop(ql_store *store, int64_t end); /* gives up slabs before end */
-void ql_store_clear(ql_store *store);             /* gives up all */
+size_t ql_store_clear(ql_store *store);           /* gives up all; bytes that nobody else has */
 size_t ql_store_bytes(const ql_store *store);     /* without those in files */
 
 #endif

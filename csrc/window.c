@@ -30,10 +30,7 @@ static ql_status allocate(ql_window *w, ql_error *err) {
 
 ql_status ql_window_init(ql_window *w, ql_heads heads, ql_dtype dtype, int most, ql_error *err) {
     *w = (ql_window){.heads = heads, .dtype = dtype, .capacity = 2 * most};
-    ql_status status = allocate(w, err);
-    /* Of the last layer of a session that skims nothing is written, but a file holds all layers. */
-    if (!status) memset(w->keys, 0, key_rows(w) * w->capacity * key_bytes(w));
-    return status;
+    return allocate(w, err);
 }
 
 void *ql_window_key(const ql_window *w, int layer, int g, int64_t token) {

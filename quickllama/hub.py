@@ -50,7 +50,7 @@ def locate(path_or_id: str | os.PathLike[str], revision: str | None = None) -> P
         raise FileProblem(f"{name[:200]!r} is no usable path: {problem}"[:400]) from None
     if not here and _IDENTIFIER.fullmatch(name) and path.suffix != ".gguf":
         return _of_hub(name, revision)
-    if not here and (file := _GGUF_FILE.fullmatch(name)):
+    if not here and not path.parent.exists() and (file := _GGUF_FILE.fullmatch(name)):
         return _file_of_hub(file[1], file[2], revision)
     if revision is not None:
         raise InvalidValue(f"revision belongs to a model of the hub, and {name!r} is none")

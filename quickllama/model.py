@@ -15,7 +15,7 @@ from quickllama.config import KV_DTYPE, GenerationOptions, MemoryConfig, ModelCo
 from quickllama.cpu import thread_count
 from quickllama.documents.head_store import Fingerprint, RetrievalHeads, SignCatcher, load_heads
 from quickllama.dtypes import held_dtype, kv_dtype_name
-from quickllama.errors import Error, FileProblem, InvalidType, InvalidValue, MissingKey, warn
+from quickllama.errors import Error, InvalidType, InvalidValue, MissingKey, warn
 from quickllama.generation import Streamer, generate, options_from
 from quickllama.hub import locate
 from quickllama.progress import Progress
@@ -146,6 +146,10 @@ class Model(_core.Model):
         self._tokenizer = tokenizer
 
     @property
+    def _has_tokenizer_file(self) -> bool:
+        return self._checkpoint is not None and self._checkpoint.has_tokenizer
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: those of ``generation_config.json``, or else of the
         configuration, and those of the tokenizer if there is one."""
@@ -154,9 +158,8 @@ class Model(_core.Model):
             own = self._checkpoint.generation_config.get("eos_token_id", own)
         ids = [own] if isinstance(own, int) else list(own or ())
         try:
-            ids += sorted(self.tokenizer.eos_token_ids)
-        except (MissingKey, FileProblem):  # there is none, and ids alone need none
-            pass
+            if self._tokenizer is not None or self._has_tokenizer_file:  # ids alone need none
+                ids += sorted(self.tokenizer.eos_token_ids)
         except Error as problem:
             warn(
                 "the model's tokenizer cannot be read, so that only the configuration says which "
@@ -313,7 +316,8 @@ class Model(_core.Model):
           same settings, to the same bits; if it holds all of it, nothing is read. False: a file
           that exists is an error. No other file is ever overwritten.
 
-        The result does not depend on how the text is cut into parts. Raises InvalidType or
+        The result does not depend on how the text is cut into parts (:class:`Document` says what
+        that takes). Raises InvalidType or
         InvalidValue, also for a text without any words, and for a file of another text, model or
         settings; MissingKey without a tokenizer; FileProblem for a file that is damaged or cannot
         be written, and for a disk without room; Busy if somebody else uses the file.

@@ -110,21 +110,38 @@ def test_an_answer_is_given_up(model: ql.Model, path: Path, computed: list[int])
     read(model, store=path).close()
 
 
-def test_what_a_function_raises_ends_the_answer(model: ql.Model, computed: list[int]) -> None:
-    document = model.read(TEXT, memory=MEMORY)
+def test_what_a_function_raises_ends_the_answer(
+    model: ql.Model, path: Path, computed: list[int]
+) -> None:
+    document = read(model, store=path)
 
     def stop(piece: str) -> None:
         raise ConnectionError(piece)
 
-    with pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError) as kept:
         document.ask(QUESTION, stream=stop, max_new_tokens=40)
     assert 0 < len(computed) < 40
     assert document.ask(QUESTION, max_new_tokens=2).tokens
+    document.close()
+    read(model, store=path).close()  # though the exception is kept
+    assert kept.traceback
+
+
+def test_another_thread_does_not_wait_for_an_answer(model: ql.Model) -> None:
+    pieces = model.read(TEXT, memory=MEMORY).stream(QUESTION, max_new_tokens=12)
+    next(pieces)
+    with pieces._alone():
+        for use in (lambda: next(pieces), pieces.close, lambda: pieces.answer):
+            with pytest.raises(ql.Busy, match="another thread waits"):
+                use()
+    assert pieces.answer.tokens
 
 
 def test_what_is_wrong_is_said_before_anything_is_taken(model: ql.Model) -> None:
     document = model.read(TEXT, memory=MEMORY)
     cases: tuple[dict[str, Any], ...] = ({"use": "a"}, {"max_tokens": 3}, {"stream": True})
+    with pytest.raises(ql.InvalidType, match="did you mean 'stream'"):
+        document.ask(QUESTION, steam=True)
     for wrong in cases:
         with pytest.raises(ql.Error, match=next(iter(wrong))):
             document.stream(QUESTION, **wrong)

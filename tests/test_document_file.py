@@ -29,6 +29,7 @@ from tiny_folder import write_folder
 import quickllama as ql
 from quickllama.documents import keeping
 from quickllama.documents.head_store import RetrievalHeads, SkimHeads
+from quickllama.documents.keeping import Room
 from quickllama.documents.volume_file import VolumeFile, is_document
 from quickllama.prompt import PASSAGES_PROMPT, text_tokens
 
@@ -92,6 +93,24 @@ def test_kept_while_it_is_read(model: ql.Model, path: Path) -> None:
     loaded = model.load_document(path, ram_limit=LIMIT)
     assert_same_bits(loaded, document)
     assert loaded.nbytes < document.nbytes / 2
+
+
+def test_the_limit_counts_what_is_not_in_the_file(model: ql.Model, path: Path) -> None:
+    """Window and what is not full four times, the text twice; a quarter stays in any case."""
+    document = read(model, store=path, ram_limit="2 MB")
+    keeper = document._keeper
+    assert keeper is not None and keeper._room is not None
+    session, text, volume = document._session, document._text, keeper._room.volume
+    budgets: list[int] = []
+
+    class Budget:
+        nbytes = volume.nbytes
+        set_budget = budgets.append
+
+    held = 4 * (session.nbytes - volume.nbytes) + 2 * text.nbytes
+    for limit in (10 * held, held + 1, 1000):
+        Room(Budget(), limit).fit(session, text)  # as the volume
+    assert budgets == [9 * held, (held + 1) // 4, 250]
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])

@@ -112,6 +112,17 @@ def test_marks_that_make_no_sense(
     result.stdout.fnmatch_lines([f"*{words}*", "*needs the mark @pytest.mark.longcontext*"])
 
 
+def test_a_mark_of_one_case_is_of_that_case(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        HEAD + "marked = pytest.mark.longcontext(task='passkex', min_accuracy=0.9)\n"
+        "@pytest.mark.parametrize('n', [1, pytest.param(2, marks=marked)])\n"
+        "def test_it(n, request): assert 'longcontext' not in request.fixturenames\n"
+    )
+    result = pytester.runpytest()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*did you mean 'passkey'*"])
+
+
 def test_pytest_starts_without_the_package(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(): pass\n", "utf-8")
     printed = run_program(

@@ -207,10 +207,12 @@ def test_a_folder(folder: Path) -> None:
 def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
     """Its end tokens are not known, which is told; where there is none, ids need none."""
     write_folder(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 3}')
-    model = ql.Model.from_pretrained(tmp_path, dtype="float32", n_threads=1)
-    with pytest.warns(UserWarning, match="which tokens end an answer"):
-        assert model.generate([1, 2], max_new_tokens=2).shape == (4,)
+    for name, words in (("tokenizer_config", '{"chat_template": 3}'), ("tokenizer", "{")):
+        (tmp_path / f"{name}.json").write_text(words)
+        model = ql.Model.from_pretrained(tmp_path, dtype="float32", n_threads=1)
+        with pytest.warns(UserWarning, match="which tokens end an answer"):
+            assert model.generate([1, 2], max_new_tokens=2).shape == (4,)
+        (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
     model = ql.Model.from_pretrained(tmp_path, dtype="float32", n_threads=1)
@@ -371,6 +373,10 @@ def test_revisions_and_gguf_files_of_the_hub(
     assert hub.locate("some/model/q4/a.gguf").name == "a.gguf"
     assert [row[:2] for row in asked] == [("some/model", of) for of in ("v3", "v2", None)]
     assert asked[1][2:] == asked[2][2:] == ("q4/a.gguf",)
+    (tmp_path / "own" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ql.FileProblem, match=r"no file or folder 'own/llama/q5\.gguf'"):
+        hub.locate("own/llama/q5.gguf")  # a path that is wrong
     for wrong in ("../main", "", "a//b", "a/../b"):
         with pytest.raises(ql.InvalidValue, match="revision"):
             hub.locate("some/model", wrong)

@@ -223,7 +223,7 @@ held, nbytes = resident(), session.nbytes
 del session
 print(nbytes, held - before, resident() - before)
 """
-    nbytes, held, left = map(int, run_program(program).split())
+    nbytes, held, left = map(int, run_program(program, MALLOC_MMAP_THRESHOLD_="33554432").split())
     assert held > nbytes > 100 << 20 and left < held / 4
 
 

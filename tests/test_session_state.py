@@ -279,7 +279,9 @@ for options in (*({"mode": mode} for mode in MODES), SKIM):
         for count in (5, 4 * EXC + 3, COUNT):
             session = core_session(model, **options, query_span=span)
             session.read(ids(count))
-            counters, arrays = session.fork().state()
+            session = session.fork()
+            session.read(ids(2))
+            counters, arrays = session.state()
             slabs = [array for _, array in parts_of(session)]
             digest = hashlib.sha256(b"".join(array.tobytes() for array in (*arrays, *slabs)))
             print(options["mode"], count, counters, digest.hexdigest())

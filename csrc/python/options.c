@@ -13,18 +13,17 @@ const char *qlpy_mode_name(ql_mode mode) { return MODES[mode]; }
 const char *qlpy_mask_name(ql_mask mask) { return MASKS[mask]; }
 
 bool qlpy_tracing(module_state *state, PyObject *value, ql_tracing *out) {
-    static const char *const names[] = {"choices", NULL};
-    if (PyUnicode_Check(value)) {
-        int choice;
+    if (PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "choices") == 0) {
         *out = QL_TRACE_CHOICES;
-        return qlpy_choice(state, value, "trace", names, &choice);
+        return true;
     }
-    bool all;
-    if (!qlpy_bool(state, value, "trace", &all)) {
-        return false;
+    if (PyBool_Check(value)) {
+        *out = value == Py_True ? QL_TRACE_SCORES : QL_TRACE_NOTHING;
+        return true;
     }
-    *out = all ? QL_TRACE_SCORES : QL_TRACE_NOTHING;
-    return true;
+    qlpy_fail(state, PyUnicode_Check(value) ? QL_INVALID_VALUE : QL_INVALID_TYPE,
+              "trace must be True, False or 'choices'");
+    return false;
 }
 
 bool qlpy_memory(module_state *state, const session_options *given, ql_memory_config *out) {

@@ -47,6 +47,11 @@ class FolderCheckpoint(Checkpoint):
         for file in self._files:
             yield from file.tensors()
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer."""
+        return os.path.exists(self.path / "tokenizer.json")
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the folder's ``tokenizer.json``."""
         from quickllama.tokenizer import Tokenizer

@@ -121,6 +121,11 @@ class GGUFCheckpoint(Checkpoint):
             yield Tensor(_hf_name(name), data, entry.dtype, entry.shape)
             self._file.release(name)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer."""
+        return "tokenizer.ggml.model" in self.metadata
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the file's metadata."""
         from quickllama.tokenizer import Tokenizer

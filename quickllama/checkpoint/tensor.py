@@ -75,6 +75,11 @@ class Checkpoint(ABC):
         """Every tensor once, one at a time, in the order of the file. Asking for the next one says
         that the one before has been converted, or will not be read again at once."""
 
+    @property
+    @abstractmethod
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer came with the model, be it good or bad."""
+
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that came with the model. Raises an Error if none came, or it is bad."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from quickllama.errors import InvalidValue
+from quickllama.errors import Busy, InvalidValue
 
 if TYPE_CHECKING:
     from quickllama.documents.retrieval import Ranking
@@ -113,21 +115,23 @@ class Answer:
 
 class AnswerStream(Iterator[str]):
     """An answer while it comes, made by :meth:`quickllama.Document.stream`: an iterator over the
-    pieces of its text. One thread at a time."""
+    pieces of its text. One thread at a time: another one gets Busy."""
 
     def __init__(self, pieces: Generator[str, None, Answer]) -> None:
         self._pieces = pieces
         self._answer: Answer | None = None
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self._answer = self._answer or end.value
-            raise
+        with self._alone():
+            try:
+                return next(self._pieces)
+            except StopIteration as end:
+                self._answer = self._answer or end.value
+                raise
 
     @property
     def answer(self) -> Answer:
@@ -140,8 +144,18 @@ class AnswerStream(Iterator[str]):
         return self._answer
 
     def close(self) -> None:
-        """Give up what is left of the answer."""
-        self._pieces.close()
+        """Give up what is left of the answer, and what it keeps of the document."""
+        with self._alone():
+            self._pieces.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise Busy("another thread waits for the next piece of this answer; let it finish")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 def widen(text: str, start: int, end: int) -> Span:

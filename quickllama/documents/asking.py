@@ -62,7 +62,7 @@ __all__ = [
 USES = {"reread": None, "reposition": None, "memory": 16}
 """Ways to use a ranking, and how many of the best pieces each takes; None: those that stand out."""
 
-_OPTIONS = ("history", "retrieval", "use", "passages", "neighbours", "always_answer")
+_OPTIONS = ("stream", "history", "retrieval", "use", "passages", "neighbours", "always_answer")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
@@ -54,7 +54,8 @@ class Document:
     holds (``text``, ``len``, ``nbytes``, ``repr``) can be looked at meanwhile. The timeline
     holds whole execution chunks only: what comes after the last one is kept as token ids (and the
     last characters, whose tokens are not certain yet, as text) and is read by a fork when someone
-    asks. So the same text gives the same bits however it arrived.
+    asks. So the same text gives the same bits however it arrived (with tokenizers that are not
+    known, and in texts without safe places to cut, as far as ``tokenizer/cuts.py`` can try).
 
     A document in a file keeps it to itself until :meth:`close`, or until nothing refers to the
     document any more; ``with model.read(...) as book:`` closes it at the end.
@@ -215,12 +216,13 @@ class Document:
             always_answer=always_answer,
             **options,
         )
-        for piece in pieces:
-            if write is not None:
-                write(piece)
-        if stream is True:
-            write_safely("\n")
-        return pieces.answer
+        with closing(pieces):  # also where an exception is kept, and all that it refers to
+            for piece in pieces:
+                if write is not None:
+                    write(piece)
+            if stream is True:
+                write_safely("\n")
+            return pieces.answer
 
     def stream(self, question: str | None = None, **options: Unpack[AskOptions]) -> AnswerStream:
         """The answer while it comes: iterate over the pieces of its text, then take ``answer``.
@@ -230,10 +232,13 @@ class Document:
             pieces.answer.evidence
 
         Arguments are those of :meth:`ask`, and are checked at once; the document is asked as it
-        stands now. Work is done only while the next piece is waited for, and no more of it once the
-        iteration is given up; the answer's ``seconds`` count from the first piece's being asked
-        for, and hold what is done with the pieces meanwhile. Raises what :meth:`ask` raises.
+        stands now. Passages are sought, and tokens computed, only while the next piece is waited
+        for, and no more of them once the iteration is given up. Until then it keeps a copy of the
+        window, and the document's file. The answer's ``seconds`` count from the first piece's being
+        asked for, and hold what is done with the pieces meanwhile. Raises what :meth:`ask` raises.
         """
+        if "stream" in options:
+            raise InvalidType("stream() gives the pieces itself; ask(stream=) hands them on")
         if question is None:
             if self.question is None:
                 raise InvalidValue("the document was read without a question; ask one")

@@ -99,10 +99,11 @@ class Room:
     limit: int | None
 
     def fit(self, session: _core.Session, text: GrowingText) -> None:
-        """What is not in the file counts first: window, text, slabs that are not full, of each
-        :data:`_COPIES`. A quarter stays for the file whatever they take."""
+        """What is not in the file counts first: window and slabs that are not full, of which there
+        are :data:`_COPIES`, and the text, the places of whose tokens are copied once. A quarter
+        stays for the file whatever they take."""
         if self.limit is not None:
-            held = _COPIES * (session.nbytes - self.volume.nbytes + text.nbytes)
+            held = _COPIES * (session.nbytes - self.volume.nbytes) + 2 * text.nbytes
             self.volume.set_budget(max(self.limit - held, self.limit // 4))
 
 
