@@ -181,7 +181,7 @@ def options_from(settings: dict[str, Any], others: Sequence[str] = ()) -> Genera
         if name not in fields:
             known = [*fields, "generation_config", *others]
             raise InvalidType(
-                f"generate has no option {name!r}"
+                f"there is no option {name!r}"
                 f"{checks.nearest(name, known) or '; it has ' + ', '.join(known)}"
             )
     options = dataclasses.replace(base, **settings)

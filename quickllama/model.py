@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,12 @@ class Model(_core.Model):
             held = "bfloat16" if native else "float32"
         config = ModelConfig.from_hf(opened.config, ignore_config_keys=ignore_config_keys)
         return cls(config, opened, dtype=held, n_threads=n_threads)
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidType(
+            "a Model cannot be pickled or copied; load it in each process "
+            "(Model.from_pretrained), or share it between threads"
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:

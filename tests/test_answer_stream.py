@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from test_document import MEMORY, PAPER, QUESTION, TEXT, same
 from test_document_file import loaded_model, read
+from tokenizers import normalizers
 
 import quickllama as ql
 from quickllama.documents import reply
@@ -128,13 +129,40 @@ def test_what_a_function_raises_ends_the_answer(
 
 
 def test_another_thread_does_not_wait_for_an_answer(model: ql.Model) -> None:
-    pieces = model.read(TEXT, memory=MEMORY).stream(QUESTION, max_new_tokens=12)
-    next(pieces)
-    with pieces._alone():
-        for use in (lambda: next(pieces), pieces.close, lambda: pieces.answer):
+    def during() -> Iterator[str]:
+        for use in (lambda: next(pieces), lambda: pieces.answer):
             with pytest.raises(ql.Busy, match="another thread waits"):
                 use()
-    assert pieces.answer.tokens
+        yield "one"
+        pieces.close()  # ends it, once the piece is there
+        yield "two"
+        yield "three"
+
+    pieces = AnswerStream(during())
+    assert list(pieces) == ["one", "two"]
+    with pytest.raises(ql.InvalidValue, match="given up"):
+        _ = pieces.answer
+
+
+def test_a_document_keeps_to_its_tokenizer(folder: Path, path: Path) -> None:
+    model = loaded_model(folder)
+    own = model.tokenizer
+    document = model.read(TEXT, memory=MEMORY)
+    other = own.to_tokenizers()
+    other.normalizer = normalizers.Lowercase()
+    model.tokenizer = other
+    for use in (
+        lambda: document.ask(QUESTION),
+        lambda: document.stream(QUESTION),
+        lambda: document.append("x"),
+        lambda: document.save(path),
+    ):
+        with pytest.raises(ql.InvalidValue, match="another tokenizer than when"):
+            use()
+    document.close()
+    assert "closed" in repr(document)
+    model.tokenizer = own.to_tokenizers()  # the same again
+    model.read(TEXT, memory=MEMORY).ask(QUESTION, max_new_tokens=1)
 
 
 def test_what_is_wrong_is_said_before_anything_is_taken(model: ql.Model) -> None:

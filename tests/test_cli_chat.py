@@ -36,12 +36,16 @@ def test_chat_answers_line_by_line(
     monkeypatch.setattr(ql.Document, "ask", asking)
     start = ["chat", str(text), "--model", str(folder), *WINDOW, "--max-new-tokens", "4"]
     for history in ([], ["--history"]):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("Wer?\nx \udcff\nWo?\n\nnever\n"))
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Wer?\nx \udcff\n\nWo?\n"))
         assert main([*start, *history, "--quiet"]) == 0
         out, err = capsys.readouterr()
         assert "UTF-8" in err and out.count("\n") >= 2
     assert asked[:3] == ["Wer?", "x \udcff", "Wo?"]
-    assert asked[3:6] == asked[:3]
+    assert asked[3:] == asked[:3]
+    terminal = io.StringIO("\nnever\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert main([*start, "--quiet"]) == 0 and len(asked) == 6
     assert told == [(), (), (), (), ("Wer?",), ("Wer?",)]  # what is no text was not answered
     strict = io.TextIOWrapper(io.BytesIO(b"x \xff\nWo?\n"), encoding="utf-8", errors="strict")
     monkeypatch.setattr(sys, "stdin", strict)

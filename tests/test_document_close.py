@@ -12,6 +12,8 @@ from test_document_file import LIMIT, TEXT, loaded_model, read
 
 import quickllama as ql
 
+pytestmark = pytest.mark.filterwarnings("ignore:the document takes")  # limits are small
+
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> ql.Model:

@@ -26,6 +26,8 @@ from quickllama.documents import document_file, keeping
 from quickllama.documents.state_record import StateRecord
 from quickllama.documents.volume_file import PAGE, Slot, VolumeFile
 
+pytestmark = pytest.mark.filterwarnings("ignore:the document takes")  # limits are small
+
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> ql.Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ from quickllama.documents.head_store import RetrievalHeads, SkimHeads
 from quickllama.documents.keeping import Room
 from quickllama.documents.volume_file import VolumeFile, is_document
 from quickllama.prompt import PASSAGES_PROMPT, text_tokens
+
+pytestmark = pytest.mark.filterwarnings("ignore:the document takes")  # limits are small
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor 😀 quer über den großen Sylter Deich. Ende <|end|> nie. " * 60
 LIMIT = 20_000  # bytes; a page of the tiny model has 4,096
@@ -93,6 +96,16 @@ def test_kept_while_it_is_read(model: ql.Model, path: Path) -> None:
     loaded = model.load_document(path, ram_limit=LIMIT)
     assert_same_bits(loaded, document)
     assert loaded.nbytes < document.nbytes / 2
+
+
+def test_more_than_the_limit_is_told(model: ql.Model, path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"takes .* MiB, more than its ram_limit"):
+        read(model, store=path, ram_limit=LIMIT).close()
+    with pytest.warns(UserWarning, match=r"takes .* MiB, more than its ram_limit"):
+        model.load_document(path, ram_limit=LIMIT).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_document(path, ram_limit="1MB")
 
 
 def test_the_limit_counts_what_is_not_in_the_file(model: ql.Model, path: Path) -> None:

@@ -18,6 +18,8 @@ from test_document_file import read as read_text
 import quickllama as ql
 from quickllama.documents import keeping
 
+pytestmark = pytest.mark.filterwarnings("ignore:the document takes")  # limits are small
+
 BOOK = TEXT[:1200]
 CALLS = ("pwrite", "fsync", "ftruncate", "link", "unlink", "replace")
 

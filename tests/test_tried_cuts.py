@@ -102,7 +102,7 @@ def test_a_document_is_computed_while_it_is_read(
     assert len(document._session) > len(document) / 2
     parts = [text[i : i + 3000] for i in range(0, len(text), 3000)]
     assert_same_bits(document, model.read(parts, memory=MEMORY))
-    monkeypatch.setattr("quickllama.documents.document._LONG_TAIL", 100)
+    monkeypatch.setattr("quickllama.documents.growing_text._LONG_TAIL", 100)
     monkeypatch.setattr("quickllama.tokenizer.TRIED_CHARACTERS", 10**9)
     with pytest.warns(UserWarning, match=r"the last [\d,]+ characters of the text hold no place"):
         waiting = model.read(text, memory=MEMORY)

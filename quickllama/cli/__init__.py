@@ -77,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except MemoryError:
         print(
-            "quickllama: there is not enough memory; take a smaller model, --dtype stored or a "
-            "shorter text",
+            "quickllama: there is not enough memory; keep less of the text there (quickllama read "
+            "with --ram-limit, or --skim, or --kv-dtype int8), or take --dtype stored or a smaller "
+            "model",
             file=sys.stderr,
         )
         return 1
@@ -110,7 +111,7 @@ def _run(chosen: argparse.Namespace) -> int:
     reread_all = chosen.reread_all or any(
         getattr(chosen, name) is not None for name in ("memory", *_LOOKUP_OPTIONS)
     )
-    read_already = is_document(chosen.file)
+    read_already = chosen.file != "-" and is_document(chosen.file)  # that is standard input
     try:
         if chosen.command == "chat":
             _check_questions_come(chosen.file)
@@ -152,6 +153,8 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _read(chosen: argparse.Namespace) -> int:
     try:
+        if chosen.save == "-":
+            raise InvalidValue("a document is kept in a file, not in standard output: --save NAME")
         memory = _memory(chosen, reread_all=False)
     except (TypeError, ValueError) as problem:
         print(f"quickllama read: {problem}", file=sys.stderr)
@@ -427,7 +430,7 @@ def _add_reading(ask: argparse.ArgumentParser) -> None:
         help="how weights are held: float32, bfloat16, int8, q4, or stored: nearest to the file's "
         "own (default: bfloat16 or float32, whichever the CPU computes better)",
     )
-    ask.add_argument("--quiet", action="store_true", help="no progress bar")
+    ask.add_argument("--quiet", action="store_true", help="no progress bar and no notes")
 
 
 def _add_memory(ask: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -86,7 +86,9 @@ def chat(request: Request) -> int:
         except EOFError:
             return 0
         if not question.strip():
-            return 0
+            if sys.stdin.isatty():
+                return 0
+            continue
         try:
             _answer(request, document, question, turns[-_TURNS:] if request.history else ())
         except Error as problem:  # the next question may be a better one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def read(
     if not quiet:
         size = path.stat().st_size
         print(
-            f"{document!r} in {save}, {size / 1e6:,.1f} MB.\nAsk: quickllama ask {save} QUESTION",
+            f"{document!r} in {save}, {size / 1e6:,.1f} MB.\n"
+            f"Ask: quickllama ask {shlex.quote(save)} QUESTION",
             file=sys.stderr,
         )
     return 0

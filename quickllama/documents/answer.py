@@ -6,7 +6,6 @@ import dataclasses
 import re
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from quickllama.errors import Busy, InvalidValue
@@ -121,17 +120,23 @@ class AnswerStream(Iterator[str]):
         self._pieces = pieces
         self._answer: Answer | None = None
         self._lock = threading.Lock()
+        self._given_up = False
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
-        with self._alone():
-            try:
-                return next(self._pieces)
-            except StopIteration as end:
-                self._answer = self._answer or end.value
-                raise
+        if not self._lock.acquire(blocking=False):
+            raise Busy("another thread waits for the next piece of this answer; let it finish")
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._answer = self._answer or end.value
+            raise
+        finally:
+            self._lock.release()
+            if self._given_up:
+                self.close()
 
     @property
     def answer(self) -> Answer:
@@ -144,18 +149,14 @@ class AnswerStream(Iterator[str]):
         return self._answer
 
     def close(self) -> None:
-        """Give up what is left of the answer, and what it keeps of the document."""
-        with self._alone():
-            self._pieces.close()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise Busy("another thread waits for the next piece of this answer; let it finish")
-        try:
-            yield
-        finally:
-            self._lock.release()
+        """Give up what is left of the answer, and what it keeps of the document; while another
+        thread waits for a piece, as soon as it has it."""
+        self._given_up = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._pieces.close()
+            finally:
+                self._lock.release()
 
 
 def widen(text: str, start: int, end: int) -> Span:

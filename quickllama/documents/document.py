@@ -29,7 +29,7 @@ from quickllama.documents.keeping import Keeper, Reading
 from quickllama.documents.relevance import relevance_of
 from quickllama.documents.source import Source, parts_of
 from quickllama.documents.writing import write_safely, writer
-from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage, warn
+from quickllama.errors import Busy, FileProblem, InvalidType, InvalidValue, MissingPackage
 from quickllama.generation import Progress, check_span
 from quickllama.progress import showing
 from quickllama.prompt import PromptForm, checked_question
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Document", "Source"]
 
 _SLAB = 1 << 16  # characters given to the tokenizer at a time
-_LONG_TAIL = 1 << 16  # characters without a certain token that are worth telling
 
 
 class Document:
@@ -51,11 +50,11 @@ class Document:
     :meth:`quickllama.Model.skim`.
 
     Any number of threads may ask at the same time; :meth:`append` lets them wait. What the document
-    holds (``text``, ``len``, ``nbytes``, ``repr``) can be looked at meanwhile. The timeline
-    holds whole execution chunks only: what comes after the last one is kept as token ids (and the
-    last characters, whose tokens are not certain yet, as text) and is read by a fork when someone
-    asks. So the same text gives the same bits however it arrived (with tokenizers that are not
-    known, and in texts without safe places to cut, as far as ``tokenizer/cuts.py`` can try).
+    holds (``text``, ``len``, ``nbytes``, ``repr``) can be looked at meanwhile. The timeline holds
+    whole execution chunks only: what comes after the last one (as ids; the last characters, whose
+    tokens are not certain yet, as text) is read by a fork when someone asks. So the same text gives
+    the same bits however it arrived (with tokenizers that are not known, and in texts without safe
+    places to cut, as far as ``tokenizer/cuts.py`` can try).
 
     A document in a file keeps it to itself until :meth:`close`, or until nothing refers to the
     document any more; ``with model.read(...) as book:`` closes it at the end.
@@ -120,7 +119,8 @@ class Document:
         title = "" if self.title is None else f" {self.title!r}"
         return (
             f"<quickllama.Document{title}, {len(self)} tokens, {self.nbytes / 2**20:.1f} MiB, "
-            f"{'skimmed' if self.skimmed else f'mode {self.memory.mode}'}>"
+            f"{'skimmed' if self.skimmed else f'mode {self.memory.mode}'}"
+            f"{', closed' if self._closed else ''}>"
         )
 
     def append(self, more: Source, progress: bool | Progress | None = None) -> None:
@@ -141,7 +141,6 @@ class Document:
                 self._feed_full_chunks(show)
             self._feed_full_chunks(show)
             self._text.settle()
-            self._warn_of_uncertain_tokens()
             if show is not None:
                 known = len(self._prefix) + len(self._text)
                 show(known, known)
@@ -162,6 +161,8 @@ class Document:
                     "the document is closed; read its text again, or load its file with "
                     "model.load_document(path)"
                 )
+            if not closing:
+                self._text.check_tokenizer(self.model.tokenizer)
             self._owner = threading.get_ident()
             try:
                 yield
@@ -466,15 +467,6 @@ class Document:
                 self._complete = False
                 self._text.add(part[start : start + _SLAB])
             yield
-
-    def _warn_of_uncertain_tokens(self) -> None:
-        length = self._text.tail_characters
-        if length > _LONG_TAIL:
-            warn(
-                f"the last {length:,} characters of the text hold no place at which it can be cut "
-                "without changing its tokens, as far as this tokenizer is known: they are read by "
-                "the first question, and again after the document is loaded from a file"
-            )
 
     def _unheard(self) -> Span | None:
         """The question, unless the session knows where it is: from its first chunk on."""

@@ -19,7 +19,7 @@ from quickllama.documents.keeping import PARTS, Keeper, Reading, Room, Saved, se
 from quickllama.documents.source import Source, expected_tokens, unread
 from quickllama.documents.volume_file import VolumeFile, is_document
 from quickllama.dtypes import WEIGHT_DTYPES
-from quickllama.errors import FileProblem, InvalidType, InvalidValue
+from quickllama.errors import FileProblem, InvalidType, InvalidValue, warn
 from quickllama.progress import Progress
 
 if TYPE_CHECKING:
@@ -88,6 +88,16 @@ def read_into_file(
         finally:
             if not document.text.strip():  # nothing came that could be read
                 file.remove()
+    warn_of_limit(document, budget)
+
+
+def warn_of_limit(document: Document, budget: int | None) -> None:
+    """Tell that a document takes more than its limit."""
+    if budget is not None and document.nbytes > budget:
+        warn(
+            f"the document takes {document.nbytes / 2**20:,.1f} MiB, more than its ram_limit "
+            f"({budget / 2**20:,.1f} MiB): its window and text are in memory whatever that is"
+        )
 
 
 @contextmanager
@@ -138,6 +148,7 @@ def _restore(
     except InvalidValue as problem:
         raise FileProblem(f"{saved.name} makes no sense: {problem}; read the text anew") from None
     room.fit(reading.session, text)
+    warn_of_limit(document, budget)
     if keeps:
         keeper = Keeper(file, room)
         keeper.known(slabs)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickllama.documents.state_record import StateRecord
+from quickllama.errors import InvalidValue, warn
 from quickllama.tokenizer.cuts import SPACE
 from quickllama.tokenizer.stream import TextStream
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["GrowingText"]
 
 _MOST_PARTS = 1000  # before they are joined
+_LONG_TAIL = 1 << 16  # characters without a certain token that are worth telling
 
 
 class _Counted(NamedTuple):
@@ -69,6 +71,14 @@ class GrowingText:
         self._ids = array("i")
         self._starts = array("q")
         self._ends = array("q")
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises InvalidValue if its tokens are not those of ``tokenizer``."""
+        if tokenizer is not self._tokenizer and tokenizer.digest != self._tokenizer.digest:
+            raise InvalidValue(
+                "the model has another tokenizer than when the text was read, whose tokens mean "
+                "other words: set model.tokenizer to that one, or read the text anew"
+            )
 
     def __len__(self) -> int:
         """The number of tokens that are certain."""
@@ -137,8 +147,15 @@ class GrowingText:
         self._grow(counted.then("".join(pieces))._replace(stream=stream), new, starts, ends)
 
     def settle(self) -> None:
-        """Join what has arrived, so that ``text`` is at hand."""
+        """Join what has arrived, so that ``text`` is at hand; warn if much of it has no certain
+        tokens."""
         self._counted = self._counted._replace(parts=(self.text,))
+        if self.tail_characters > _LONG_TAIL:
+            warn(
+                f"the last {self.tail_characters:,} characters of the text hold no place at which "
+                "it can be cut without changing its tokens, as far as this tokenizer is known: "
+                "they are read by the first question, and again after the document is loaded"
+            )
 
     @property
     def n_tokens(self) -> int:

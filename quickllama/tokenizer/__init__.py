@@ -34,6 +34,7 @@ __all__ = ["TextStream", "Tokenizer", "checked_text"]
 
 # Long enough to cost nothing, short enough that one piece takes some megabytes.
 PIECE_CHARACTERS = 1 << 16
+_IN_NO_VOCABULARY = "\U0010fffd"
 TRIED_CHARACTERS = 1 << 12  # of a growing text without a safe place
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -209,10 +210,13 @@ class Tokenizer:
         }
         with self._lock:
             backend.encoder.encode_special_tokens = True
+            # Of a sign that is in no vocabulary: what is not known is no special token's string.
+            unknown = backend.encoder.encode(_IN_NO_VOCABULARY, add_special_tokens=False).ids
             return frozenset(
                 index
                 for index, content in special.items()
                 if index in backend.encoder.encode(content, add_special_tokens=False).ids
+                and index not in unknown
             )
 
     # -- decoding ----------------------------------------------------------------------------------
