@@ -53,6 +53,7 @@ def test_read_once_ask_later(
     assert read(text, book, folder, "--ram-limit", "20KB") == 0
     out, err = capsys.readouterr()
     assert not out and "text.txt" in err and f"quickllama ask {book}" in err and "tok/s" in err
+    assert "\nquickllama: the document takes" in err  # more than such a limit
     assert ask(book, folder, "--ram-limit", "1MB") == 0
     from_file = capsys.readouterr()
     assert ask(text, folder, *WINDOW) == 0

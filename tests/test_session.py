@@ -142,7 +142,7 @@ def test_a_fork_keeps_a_trace_or_not() -> None:
         _ = traced.fork(trace=False).trace
     with pytest.raises(TypeError, match="trace"):
         session.fork(trace=1)
-    with pytest.raises(ValueError, match="must be True, False or 'choices'"):
+    with pytest.raises(ValueError, match="expected True, False or 'choices'"):
         session.fork(trace="scores")
 
 

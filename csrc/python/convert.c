@@ -54,8 +54,8 @@ void *qlpy_fail(module_state *state, ql_status status, const char *format, ...) 
 }
 
 /* "<what> must be <expected>, not <type>" */
-static void *wrong_type(module_state *state, PyObject *value, const char *what,
-                        const char *expected) {
+void *qlpy_wrong_type(module_state *state, PyObject *value, const char *what,
+                      const char *expected) {
     PyObject *name = PyType_GetName(Py_TYPE(value));
     if (name) {
         qlpy_fail(state, QL_INVALID_TYPE, "%s must be %s, not %U", what, expected, name);
@@ -67,12 +67,12 @@ static void *wrong_type(module_state *state, PyObject *value, const char *what,
 /* The int that value stands for (new reference); bool is none, although Python says so. */
 static PyObject *as_index(module_state *state, PyObject *value, const char *what) {
     if (PyBool_Check(value) || PyArray_IsScalar(value, Bool)) { /* which NumPy once took for ints */
-        return wrong_type(state, value, what, "an int");
+        return qlpy_wrong_type(state, value, what, "an int");
     }
     PyObject *index = PyNumber_Index(value);
     if (!index && PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();
-        return wrong_type(state, value, what, "an int");
+        return qlpy_wrong_type(state, value, what, "an int");
     }
     return index;
 }
@@ -122,13 +122,13 @@ bool qlpy_int(module_state *state, PyObject *value, const char *what, int *out) 
 
 bool qlpy_double(module_state *state, PyObject *value, const char *what, double *out) {
     if (PyBool_Check(value)) {
-        return wrong_type(state, value, what, "a number");
+        return qlpy_wrong_type(state, value, what, "a number");
     }
     *out = PyFloat_AsDouble(value);
     if (*out == -1.0 && PyErr_Occurred()) {
         if (PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear();
-            return wrong_type(state, value, what, "a number");
+            return qlpy_wrong_type(state, value, what, "a number");
         }
         if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
             PyErr_Clear();
@@ -141,7 +141,7 @@ bool qlpy_double(module_state *state, PyObject *value, const char *what, double 
 
 bool qlpy_bool(module_state *state, PyObject *value, const char *what, bool *out) {
     if (!PyBool_Check(value)) {
-        return wrong_type(state, value, what, "True or False");
+        return qlpy_wrong_type(state, value, what, "True or False");
     }
     *out = value == Py_True;
     return true;
@@ -149,7 +149,7 @@ bool qlpy_bool(module_state *state, PyObject *value, const char *what, bool *out
 
 const char *qlpy_text(module_state *state, PyObject *value, const char *what) {
     if (!PyUnicode_Check(value)) {
-        return wrong_type(state, value, what, "a str");
+        return qlpy_wrong_type(state, value, what, "a str");
     }
     Py_ssize_t size;
     const char *text = PyUnicode_AsUTF8AndSize(value, &size);
@@ -361,7 +361,7 @@ PyArrayObject *qlpy_ids(module_state *state, PyObject *value, int vocab_size) {
     }
     bool bytes = PyBytes_Check(value) || PyByteArray_Check(value);
     if (bytes || !(PyObject_CheckBuffer(value) || PyObject_HasAttrString(value, "__array__"))) {
-        return wrong_type(state, value, "ids", IDS);
+        return qlpy_wrong_type(state, value, "ids", IDS);
     }
     PyObject *array = PyArray_FromAny(value, NULL, 0, 0, 0, NULL);
     if (!array) {

@@ -16,6 +16,8 @@
 void *qlpy_raise(module_state *state, ql_status status, const ql_error *err);
 /* The same for a sentence made here; format as in PyErr_Format. */
 void *qlpy_fail(module_state *state, ql_status status, const char *format, ...);
+/* InvalidType: "`what` must be `expected`, not TYPE". */
+void *qlpy_wrong_type(module_state *state, PyObject *value, const char *what, const char *expected);
 /* What a method returns: None, or an array (stolen; NULL: with an exception set); after another
  * status than QL_OK its exception. */
 PyObject *qlpy_none(module_state *state, ql_status status, const ql_error *err);

@@ -21,9 +21,11 @@ bool qlpy_tracing(module_state *state, PyObject *value, ql_tracing *out) {
         *out = value == Py_True ? QL_TRACE_SCORES : QL_TRACE_NOTHING;
         return true;
     }
-    qlpy_fail(state, PyUnicode_Check(value) ? QL_INVALID_VALUE : QL_INVALID_TYPE,
-              "trace must be True, False or 'choices'");
-    return false;
+    if (PyUnicode_Check(value)) {
+        return qlpy_fail(state, QL_INVALID_VALUE, "trace is %R; expected True, False or 'choices'",
+                         value);
+    }
+    return qlpy_wrong_type(state, value, "trace", "True, False or 'choices'");
 }
 
 bool qlpy_memory(module_state *state, const session_options *given, ql_memory_config *out) {

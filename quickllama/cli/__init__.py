@@ -9,6 +9,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
-        code = _run(chosen)
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell
+            code = _run(chosen)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -83,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _tell(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning without places in the code."""
+    print(f"quickllama: {message}", file=sys.stderr)
 
 
 def _run(chosen: argparse.Namespace) -> int:
