@@ -65,6 +65,23 @@ def test_read_once_ask_later(
     assert report["characters"] == len(TEXT) and report["memory"]["n_local"] == 64
 
 
+def test_a_hyphen_is_no_document(
+    text: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is standard input, also where a document has that name."""
+    monkeypatch.chdir(tmp_path)
+    assert read(text, Path("-"), folder) == 2
+    assert "--save NAME" in capsys.readouterr().err and not Path("-").exists()
+    assert read(text, tmp_path / "-", folder, "--quiet") == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Ein Hund. " * 40)))
+    assert ask(Path("-"), folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["characters"] == 400
+
+
 @pytest.fixture
 def pipe() -> Iterator[str]:
     """The path of a pipe, as shells give it for <(...), through which comes what may be a document,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 from test_document_file import TEXT
+from tokenizers import models, pre_tokenizers
 
 import quickllama as ql
 
@@ -78,12 +79,33 @@ def test_of_a_gguf_file_by_its_path() -> None:
         ql.Tokenizer.from_gguf(3)
 
 
-def test_neither_tokenizers_nor_documents_are_copied_or_pickled(folder: Path) -> None:
+def test_what_is_not_copied_or_pickled(folder: Path) -> None:
     model = ql.Model.from_pretrained(folder, dtype="float32", n_threads=1)
     assert repr(model.tokenizer) == "<quickllama.Tokenizer, not built yet>"
     model.tokenizer.encode("a")
     assert repr(model.tokenizer) == f"<quickllama.Tokenizer, {len(model.tokenizer)} tokens>"
-    for value, remedy in ((model.tokenizer, "to_tokenizers"), (model.read(TEXT), "load_document")):
+    values = (
+        (model.tokenizer, "to_tokenizers"),
+        (model.read(TEXT), "load_document"),
+        (model, "load it in each process"),
+    )
+    for value, remedy in values:
         for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(ql.InvalidType, match=remedy):
                 attempt(value)
+
+
+@pytest.mark.parametrize("kind", ["word level", "unigram"])
+def test_a_sign_that_is_in_no_vocabulary(kind: str) -> None:
+    """What is not known is a special token of many vocabularies, and no special token's string."""
+    encoder = tokenizers.Tokenizer(
+        models.WordLevel({"<unk>": 0, "<end>": 1, "boat": 2}, unk_token="<unk>")
+        if kind == "word level"
+        else models.Unigram([("<unk>", 0.0), ("<end>", -1.0), ("boat", -2.0)], unk_id=0)
+    )
+    encoder.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoder.add_special_tokens(["<unk>", "<end>"])
+    ours = ql.Tokenizer.from_tokenizers(encoder)
+    assert ours.encode("boat Ω boat", False, parse_special=False) == [2, 0, 2]
+    with pytest.raises(ql.InvalidValue, match="gives the special token '<end>'"):
+        ours.encode("boat <end>", False, parse_special=False)
